@@ -1,0 +1,1 @@
+"""Raw files -> tokenized shards -> ordered batches."""

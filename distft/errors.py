@@ -1,0 +1,70 @@
+"""Every error a user can meet: what was got, what is allowed, what to do, and an exit code.
+
+Raise the class of the layer that noticed. Errors cross process boundaries (Ray workers,
+Data tasks), so all of them pickle with their hint.
+"""
+
+from __future__ import annotations
+
+
+class DistftError(Exception):
+    """Base of all distft errors.
+
+    Attributes:
+        hint: One sentence saying what to do about it; may be empty.
+        exit_code: What the command line returns: 2 wrong input, 3 refused, 4 the run failed.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type[DistftError], tuple[str, str]]:
+        return type(self), (str(self), self.hint)
+
+    def as_dict(self) -> dict[str, str | int]:
+        """Return the error as the JSON document `--json` prints."""
+        return {
+            "error": type(self).__name__,
+            "message": str(self),
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+class ConfigError(DistftError):
+    """The configuration, a path or a name in it is wrong."""
+
+    exit_code = 2
+
+
+class DataError(DistftError):
+    """A data file or a row in it is wrong."""
+
+    exit_code = 2
+
+
+class PlanError(DistftError):
+    """Refused before anything is launched: does not fit, does not combine, exists already."""
+
+    exit_code = 3
+
+
+class ClusterError(DistftError):
+    """The Ray cluster cannot run what the plan asks for."""
+
+    exit_code = 3
+
+
+class TrainError(DistftError):
+    """A run failed while training."""
+
+    exit_code = 4
+
+
+class ExportError(DistftError):
+    """A written model is not the model that was trained."""
+
+    exit_code = 4

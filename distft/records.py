@@ -1,0 +1,158 @@
+"""The record of one run, `run.json`: what reports and exports read, and the only thing they trust.
+
+`metrics.jsonl` beside it holds one JSON object per logged step (keys: `step, samples, tokens,
+epoch, loss, learning_rate, grad_norm, tokens_per_s`) and one per evaluation (`step, samples` and
+keys beginning `eval_`); `eval.json` holds the last evaluations in full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distft.errors import ConfigError
+
+SCHEMA_VERSION = 1
+
+Metrics = dict[str, Any]
+
+
+class DataRecord(BaseModel):
+    """Which prepared data a run used."""
+
+    manifest: str
+    """Key of the prepared data: a hash of its bytes, tokenizer, template and length."""
+    rows: dict[str, int]
+    """Rows per split."""
+    tokens: dict[str, int]
+    """Tokens per split."""
+
+
+class ModelRecord(BaseModel):
+    """Which model a run trained, and how much of it."""
+
+    id: str
+    params: int
+    trainable_params: int
+
+
+class RunRecord(BaseModel):
+    """One run, finished or not; versioned."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    status: Literal["completed", "pruned", "failed", "interrupted"]
+    config_hash: str
+    config: dict[str, Any]
+    data: DataRecord
+    model: ModelRecord
+    world_size: int
+    zero_stage: int
+    seeds: dict[str, int]
+    versions: dict[str, str]
+    started: str
+    """UTC, ISO 8601."""
+    duration_s: float
+    baseline: Metrics = Field(default_factory=dict)
+    """Metrics on the eval rows before the first step."""
+    final: Metrics = Field(default_factory=dict)
+    """Metrics on the eval rows after the last step."""
+    best: Metrics = Field(default_factory=dict)
+    """Metrics on the eval rows at the best checkpoint, with its `step`."""
+    test: dict[str, Metrics] = Field(default_factory=dict)
+    """`base` and `tuned`: metrics on the test rows before training and at the best checkpoint."""
+    peak_memory_bytes: dict[str, int] = Field(default_factory=dict)
+    """`planned` (model states of one rank) and `measured` (of the largest worker)."""
+    tokens_per_s: float = 0.0
+    trial: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never a half.
+
+    Args:
+        path: Where it goes; its folder must exist.
+        document: Anything `json` can write.
+    """
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, through a temporary file and a rename.
+
+    Args:
+        path: Where it goes; its folder must exist.
+        text: What it holds.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files only the owner may read; a shared run directory wants the usual mode.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_record(run_dir: Path) -> RunRecord:
+    """Return the record of a run directory.
+
+    Args:
+        run_dir: The directory `distft train` wrote.
+
+    Returns:
+        Its record.
+
+    Raises:
+        ConfigError: There is no `run.json`, or it is not one this version reads.
+    """
+    path = run_dir / "run.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run_dir} is not a finished run: it holds no run.json.",
+            "Name the directory that `distft train` printed, or run the same train command again.",
+        )
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is not a run record of schema {SCHEMA_VERSION}: {error.errors()[0]['msg']}.",
+            "Run `distft train --fresh` to make it anew.",
+        ) from error
+
+
+def read_metrics(run_dir: Path) -> list[Metrics]:
+    """Return the lines of `metrics.jsonl` in order; a torn last line (a crash) is left out.
+
+    Args:
+        run_dir: A run directory, finished or not.
+
+    Returns:
+        One mapping per line; empty when the file does not exist.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    lines: list[Metrics] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            value: Mapping[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        lines.append(dict(value))
+    return lines

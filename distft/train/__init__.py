@@ -1,0 +1,1 @@
+"""The training loop, its engines and checkpoints; nothing here imports ray."""
