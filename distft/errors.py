@@ -10,12 +10,13 @@ from __future__ import annotations
 class DistftError(Exception):
     """Base of all distft errors.
 
-    Attributes:
+    Args:
+        message: What was got and what is allowed.
         hint: One sentence saying what to do about it; may be empty.
-        exit_code: What the command line returns: 2 wrong input, 3 refused, 4 the run failed.
     """
 
     exit_code = 4
+    """What the command line returns: 2 wrong input, 3 refused, 4 the run failed."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
