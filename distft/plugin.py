@@ -54,6 +54,8 @@ class Format:
     row: RowKind
     columns: Mapping[str, str]
     """Role -> default column name; `data.columns` renames them."""
+    target: str
+    """Role of the column that is learnt: without it a row serves prediction only."""
     example: Mapping[str, Any]
     """One raw row as it stands in a file; shown by `distft formats` and read by the tests."""
     detect: Callable[[Mapping[str, Any], Mapping[str, str]], bool]
@@ -95,6 +97,8 @@ class Task:
     """Name of the transformers Auto class that carries the head."""
     peft_type: str
     """PEFT's TaskType of that head."""
+    new_head: bool
+    """True: the task puts an untrained output layer on the pre-trained body."""
     token_labels: bool
     """True: labels align with tokens; False: one label per sample."""
     objective: str = "eval_loss"

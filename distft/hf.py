@@ -1,0 +1,332 @@
+"""The only place that loads and saves transformers models: tokenizer, base model, heads, folders."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from distft import assets
+from distft.config import ModelConfig
+from distft.errors import ConfigError, TrainError
+from distft.plugin import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
+"""Makes partitioned parameters (ZeRO-3) whole while the context lasts, and writes them back."""
+
+
+def model_path(model: ModelConfig) -> str:
+    """Return what `from_pretrained` takes: a folder, or a hub id.
+
+    Args:
+        model: Which model.
+
+    Returns:
+        An absolute folder for assets and local paths, the id itself otherwise.
+
+    Raises:
+        ConfigError: It looks like a path and no model lies there.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if model.id.startswith("asset:"):
+        return str(assets.resolve(model.id, "model"))
+    folder = Path(model.id).expanduser()
+    looks_local = model.id.startswith((".", "/", "~")) or model.id.count("/") > 1 or folder.exists()
+    if not looks_local:
+        return model.id
+    if not (folder / "config.json").is_file():
+        what = "exists but holds no config.json" if folder.exists() else "does not exist"
+        raise ConfigError(
+            f"model.id: {model.id} is no model: the folder {what}.",
+            "Give a folder written by save_pretrained, a hub id such as org/name, or asset:NAME.",
+        )
+    return str(folder.resolve())
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer, padding on the right, with a padding token.
+
+    Args:
+        model: Which model.
+
+    Returns:
+        A fast tokenizer where the model has one.
+
+    Raises:
+        ConfigError: There is none to load.
+    """
+    path = model_path(model)
+    with _explained(model):
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[str] = ()) -> Any:
+    """Return the model's configuration with labels and dropout set.
+
+    Args:
+        model: Which model.
+        task: The task whose head it gets; None leaves the labels alone.
+        labels: Class names in id order.
+
+    Returns:
+        A transformers configuration.
+
+    Raises:
+        ConfigError: There is none to load.
+    """
+    path = model_path(model)
+    with _explained(model):
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    if task is not None and labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    if model.dropout is not None:
+        for key, value in config.to_dict().items():
+            if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
+                setattr(config, key, model.dropout)
+    if config.get_text_config().pad_token_id is None:
+        config.get_text_config().pad_token_id = load_tokenizer(model).pad_token_id
+    return config
+
+
+def max_positions(model: ModelConfig) -> int | None:
+    """Return the longest sequence the model takes, in tokens; None where it has no limit.
+
+    Args:
+        model: Which model.
+
+    Returns:
+        Its number of positions, without those its architecture reserves.
+    """
+    config = load_config(model)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    # RoBERTa-like models count positions from padding_idx + 1 (modeling_roberta.py).
+    reserved = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return int(limit) - reserved
+
+
+def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrainedModel:
+    """Return the model with shapes and no memory, for counting.
+
+    Args:
+        model: Which model.
+        task: Decides the head.
+        labels: Class names in id order.
+
+    Returns:
+        A model whose tensors are all on the meta device.
+    """
+    config = load_config(model, task, labels)
+    with torch.device("meta"):
+        built: PreTrainedModel = _auto(task).from_config(
+            config, dtype=_dtype(model), trust_remote_code=model.trust_remote_code
+        )
+    built.tie_weights()
+    return built
+
+
+def load_model(
+    model: ModelConfig,
+    task: Task,
+    labels: Sequence[str],
+    *,
+    seed: int,
+    gather: Gather = lambda parameters: contextlib.nullcontext(),
+) -> PreTrainedModel:
+    """Return the pre-trained model with the task's head, on the CPU.
+
+    New head weights are drawn from (seed, parameter name), so that they are the same whatever
+    the world size, the ZeRO stage and the order of loading.
+
+    Args:
+        model: Which model.
+        task: Decides the head.
+        labels: Class names in id order.
+        seed: Seeds the new weights.
+        gather: How to make partitioned parameters whole.
+
+    Returns:
+        The model in training mode.
+
+    Raises:
+        ConfigError: There is none to load.
+        TrainError: Weights of the pre-trained body are missing from the files.
+    """
+    path = model_path(model)
+    config = load_config(model, task, labels)
+    with _explained(model):
+        loaded, info = _auto(task).from_pretrained(
+            path,
+            config=config,
+            revision=model.revision,
+            dtype=_dtype(model),
+            trust_remote_code=model.trust_remote_code,
+            ignore_mismatched_sizes=task.new_head,
+            output_loading_info=True,
+        )
+    heads = head_modules(loaded)
+    mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}
+    new = sorted(set(info["missing_keys"]) | mismatched)
+    lost = [name for name in new if not _is_new(name, heads, task)]
+    if lost:
+        raise TrainError(
+            f"{model.id} lacks {len(lost)} weights of its own architecture, first {lost[0]}.",
+            "The files are incomplete or of another model; a run would train random weights.",
+        )
+    _draw_new_weights(loaded, new, seed, gather)
+    return loaded.train()
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules with weights outside the pre-trained body.
+
+    Args:
+        model: A transformers model with a head.
+
+    Returns:
+        Names of direct children, such as `classifier`, `score` or `lm_head`.
+    """
+    body = model.base_model_prefix
+    return [
+        name
+        for name, child in model.named_children()
+        if name != body and any(True for _ in child.parameters())
+    ]
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the transformer blocks from the first to the last.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        The modules of the outermost list that is as long as the model is deep.
+
+    Raises:
+        ConfigError: The architecture holds no such list.
+    """
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return list(module)
+    raise ConfigError(
+        f"{model.config.model_type} keeps no list of {depth} blocks to freeze by number.",
+        "Use method full or lora.",
+    )
+
+
+def load_folder(folder: Path, task: Task) -> nn.Module:
+    """Return a model that a run wrote, for inference: a plain folder, or an adapter on its base.
+
+    Args:
+        folder: What `distft export` or a run wrote.
+        task: Decides the head.
+
+    Returns:
+        The model in evaluation mode, in float32 or as it was saved.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if not (folder / "adapter_config.json").is_file():
+        plain: nn.Module = _auto(task).from_pretrained(folder, dtype="auto")
+        return plain.eval()
+    import peft
+
+    auto = getattr(peft, f"AutoPeftModelFor{_PEFT_AUTO[task.peft_type]}")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    adapted: nn.Module = auto.from_pretrained(folder, config=config)
+    return adapted.eval()
+
+
+_PEFT_AUTO = {"SEQ_CLS": "SequenceClassification", "CAUSAL_LM": "CausalLM"}
+
+
+def convert_gguf(gguf_file: Path, target: Path) -> None:
+    """Write a GGUF file as a plain float32 folder of model and tokenizer.
+
+    A model loaded from GGUF counts as quantized and can neither be trained nor saved, so its
+    weights move into a fresh model of the same class.
+
+    Args:
+        gguf_file: The file.
+        target: Folder to write; made if absent.
+    """
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    kept = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
+    config = type(loaded.config).from_dict(kept)
+    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(loaded.state_dict(), strict=True)
+    plain.tie_weights()
+    plain.save_pretrained(target)
+    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+
+
+def _auto(task: Task) -> Any:
+    return getattr(transformers, task.auto_class)
+
+
+def _dtype(model: ModelConfig) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    return dtype
+
+
+def _is_new(name: str, heads: Sequence[str], task: Task) -> bool:
+    # A pooler is absent from bodies pre-trained without one; it belongs to the head.
+    return task.new_head and (name.split(".", 1)[0] in heads or ".pooler." in f".{name}")
+
+
+def _draw_new_weights(
+    model: PreTrainedModel, names: Sequence[str], seed: int, gather: Gather
+) -> None:
+    spread = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
+    parameters = dict(model.named_parameters())
+    for name in names:
+        parameter = parameters[name]
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        with gather([parameter]), torch.no_grad():
+            if parameter.dim() > 1:
+                drawn = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+@contextlib.contextmanager
+def _explained(model: ModelConfig) -> Any:
+    """Turn what the hub client and the loaders raise into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ConfigError(
+            f"model.id: {model.id} cannot be loaded{offline}: {reason}",
+            "Check the id and the network, or give a local folder or asset:NAME.",
+        ) from error

@@ -1,0 +1,422 @@
+"""RunConfig + data statistics + capacity -> Plan: every number of a run, each with its reason.
+
+Pure but for the meta-device model that counts parameters; loads no weights, launches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel
+
+from distft import plugin
+from distft.config import RunConfig, ShapeConfig
+from distft.errors import ConfigError, PlanError
+
+if TYPE_CHECKING:
+    from distft.data.stats import DataStats
+
+GIB = 1 << 30
+USABLE_SHARE = 0.9
+"""Of the memory, for model states; the rest is the process and its libraries."""
+DEFAULT_GLOBAL_BATCH = 16
+LARGEST_DEFAULT_MICRO_BATCH = 8
+STAGES = (0, 1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster offers; all nodes are taken to be alike."""
+
+    nodes: int
+    cpus: int
+    """CPU cores of a node."""
+    memory_bytes: int
+    """Main memory of a node."""
+    gpus: int
+    """Graphics cards of a node."""
+    gpu_memory_bytes: int
+    """Memory of one graphics card."""
+    source: str
+    """Where these numbers come from, for the plan's text."""
+
+
+class Memory(BaseModel):
+    """Model states of one worker in bytes; activations are not counted yet."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    """Optimizer states, and float32 master weights where there are any."""
+    total_bytes: int
+    available_bytes: int
+    by_stage: dict[str, int]
+    """ZeRO stage -> total_bytes it would need."""
+
+
+class Plan(BaseModel):
+    """Every number a run obeys."""
+
+    params: int
+    """Of the pre-trained model with its head, without what the method adds."""
+    trainable_params: int
+    world_size: int
+    zero_stage: int
+    offload: Literal["none", "cpu"]
+    engine: Literal["torch", "deepspeed"]
+    device: Literal["cpu", "cuda"]
+    threads_per_worker: int
+    global_batch_size: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    steps_per_epoch: int
+    total_steps: int
+    total_samples: int
+    warmup_steps: int
+    eval_steps: int
+    """0: only at the start and the end."""
+    save_steps: int
+    learning_rate: float
+    rows: dict[str, int]
+    mean_tokens: float
+    max_tokens: int
+    exact: bool
+    """False: rows and tokens are estimated from a sample of the data."""
+    memory: Memory
+    reasons: dict[str, str]
+    """Dotted key -> why a value was derived as it is."""
+    notes: list[str]
+
+    def render(self) -> str:
+        """Return the plan as a page of text."""
+        about = "" if self.exact else "about "
+        memory = self.memory
+        stages = ", ".join(f"{s}: {_size(b)}" for s, b in memory.by_stage.items())
+        share = 100 * self.trainable_params / self.params
+        lines = [
+            f"model      {self.params:,} parameters, {self.trainable_params:,} trained ({share:.2f} %)",
+            f"data       {about}{self.rows['train']:,} train, {self.rows['eval']:,} eval, "
+            f"{self.rows['test']:,} test rows; {self.mean_tokens:.0f} tokens on average, "
+            f"{self.max_tokens} at most",
+            f"workers    {self.world_size} on {self.device}, ZeRO {self.zero_stage} "
+            f"({self.engine} engine), offload {self.offload}, "
+            f"{self.threads_per_worker} thread(s) each",
+            f"step       {self.global_batch_size} samples = {self.world_size} workers x "
+            f"{self.gradient_accumulation_steps} micro-batches x "
+            f"{self.per_device_train_batch_size}",
+            f"length     {self.total_steps:,} steps ({self.steps_per_epoch:,} an epoch), "
+            f"{self.total_samples:,} samples, warm-up {self.warmup_steps}, evaluation every "
+            f"{self.eval_steps or self.total_steps}",
+            f"rate       {self.learning_rate:g}",
+            f"memory     {_size(memory.total_bytes)} of model states a worker (weights "
+            f"{_size(memory.weights_bytes)}, gradients {_size(memory.gradients_bytes)}, optimizer "
+            f"{_size(memory.optimizer_bytes)}) of {_size(memory.available_bytes)}; activations "
+            f"come on top",
+            f"           by ZeRO stage: {stages}",
+            *(f"{key} because {reason}" for key, reason in self.reasons.items()),
+            *(f"note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines)
+
+
+def local_capacity() -> Capacity:
+    """Return what this machine offers."""
+    import psutil
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return Capacity(
+        nodes=1,
+        cpus=len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        gpus=gpus,
+        gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if gpus else 0,
+        source="this machine",
+    )
+
+
+def shape_capacity(shape: ShapeConfig) -> Capacity:
+    """Return what `cluster.shape` states.
+
+    Args:
+        shape: The section of the configuration.
+
+    Returns:
+        The same as numbers.
+
+    Raises:
+        ConfigError: A size is not one.
+    """
+    return Capacity(
+        nodes=shape.nodes,
+        cpus=shape.cpus,
+        memory_bytes=_parse_size("cluster.shape.memory", shape.memory),
+        gpus=shape.gpus,
+        gpu_memory_bytes=_parse_size("cluster.shape.gpu_memory", shape.gpu_memory),
+        source="cluster.shape",
+    )
+
+
+def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
+    """Return the plan of a run.
+
+    Args:
+        config: With its task resolved.
+        stats: Rows and lengths of the data, counted or sampled.
+        capacity: What the cluster offers.
+
+    Returns:
+        Every number, with reasons for the derived ones.
+
+    Raises:
+        ConfigError: Batch settings contradict one another.
+        PlanError: It does not fit; the text says what would.
+    """
+    reasons: dict[str, str] = {}
+    notes: list[str] = []
+    world = config.cluster.num_workers
+    device: Literal["cpu", "cuda"] = (
+        "cuda" if capacity.gpus and config.cluster.gpus_per_worker != 0 else "cpu"
+    )
+    per_node = _workers_per_node(config, capacity, device)
+    params, trainable = _count(config, stats)
+    available = int(
+        (capacity.gpu_memory_bytes if device == "cuda" else capacity.memory_bytes / per_node)
+        * USABLE_SHARE
+    )
+    totals = {s: _states(config, params, trainable, s, world, device) for s in STAGES}
+    stage = _stage(config, totals, available, world, capacity, reasons)
+    weights, gradients, optimizer = totals[stage]
+    global_batch, micro, accumulation = _batches(config, world, reasons)
+    train = config.train
+    steps_per_epoch = max(1, math.ceil(stats.rows["train"] / global_batch))
+    total = train.max_steps or max(1, math.ceil(train.num_train_epochs * steps_per_epoch))
+    if train.max_steps is None:
+        reasons["train.max_steps"] = (
+            f"{train.num_train_epochs:g} epochs of {steps_per_epoch} steps make {total}"
+        )
+    warmup = train.warmup_steps
+    eval_steps = _eval_steps(config, total, steps_per_epoch, reasons)
+    method = plugin.methods()[config.method.name]
+    if train.learning_rate is None:
+        reasons["train.learning_rate"] = f"{method.learning_rate:g} is the default of {method.name}"
+    if train.save_steps is None:
+        reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
+    torch_engine = world == 1 and stage == 0 and config.cluster.offload == "none"
+    full_passes, rest = divmod(total, steps_per_epoch)
+    return Plan(
+        params=params,
+        trainable_params=trainable,
+        world_size=world,
+        zero_stage=stage,
+        offload=config.cluster.offload,
+        engine="torch" if torch_engine else "deepspeed",
+        device=device,
+        threads_per_worker=max(1, capacity.cpus // per_node),
+        global_batch_size=global_batch,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        total_samples=full_passes * stats.rows["train"] + rest * global_batch,
+        warmup_steps=round(warmup * total) if warmup < 1 else min(int(warmup), total),
+        eval_steps=eval_steps,
+        save_steps=train.save_steps or eval_steps or total,
+        learning_rate=train.learning_rate or method.learning_rate,
+        rows=stats.rows,
+        mean_tokens=stats.mean_tokens,
+        max_tokens=stats.max_tokens,
+        exact=stats.exact,
+        memory=Memory(
+            weights_bytes=weights,
+            gradients_bytes=gradients,
+            optimizer_bytes=optimizer,
+            total_bytes=weights + gradients + optimizer,
+            available_bytes=available,
+            by_stage={str(s): sum(parts) for s, parts in totals.items()},
+        ),
+        reasons=reasons,
+        notes=notes,
+    )
+
+
+def _count(config: RunConfig, stats: DataStats) -> tuple[int, int]:
+    import torch
+
+    from distft import hf
+
+    task = plugin.tasks()[config.task.name]
+    model = hf.build_meta(config.model, task, stats.labels)
+    params = sum(p.numel() for p in model.parameters())
+    with torch.device("meta"):
+        module = plugin.methods()[config.method.name].attach(model, config.method, task)
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if trainable == 0:
+        raise ConfigError(
+            f"method {config.method.name} leaves nothing to train on {config.model.id}."
+        )
+    return params, trainable
+
+
+def _workers_per_node(config: RunConfig, capacity: Capacity, device: str) -> int:
+    world = config.cluster.num_workers
+    if device == "cuda" and world > capacity.nodes * capacity.gpus:
+        raise PlanError(
+            f"cluster.num_workers={world} needs as many graphics cards; {capacity.source} has "
+            f"{capacity.nodes * capacity.gpus}.",
+            f"Set cluster.num_workers={capacity.nodes * capacity.gpus}, or gpus_per_worker=0.",
+        )
+    return math.ceil(world / capacity.nodes)
+
+
+def _states(
+    config: RunConfig, params: int, trainable: int, stage: int, world: int, device: str
+) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer on one worker: ZeRO (arXiv 1910.02054), section 3.
+
+    DeepSpeed 0.19.8 keeps a float32 master partition at stages 1-3 even for float32 weights.
+    """
+    width = 2 if config.model.dtype == "bfloat16" else 4
+    # An adapter's own parameters come on top of the base; a frozen or full run trains the base.
+    added = trainable if plugin.methods()[config.method.name].adapter else 0
+    weights = (params + added) * width // (world if stage == 3 else 1)
+    gradients = trainable * width // (world if stage >= 2 else 1)
+    moments = 8 if config.train.optim == "adamw_torch" else 4 * (config.train.sgd_momentum > 0)
+    master = 4 if stage >= 1 or width == 2 else 0
+    optimizer = trainable * (moments + master) // (world if stage >= 1 else 1)
+    if config.cluster.offload == "cpu" and stage >= 1 and device == "cuda":
+        optimizer = 0
+    return weights, gradients, optimizer
+
+
+def _stage(
+    config: RunConfig,
+    totals: Mapping[int, tuple[int, int, int]],
+    available: int,
+    world: int,
+    capacity: Capacity,
+    reasons: dict[str, str],
+) -> int:
+    asked = config.cluster.zero_stage
+    lowest = 0
+    if config.cluster.offload == "cpu":
+        if asked == 0:
+            raise PlanError(
+                "cluster.offload=cpu moves the optimizer states of ZeRO 1-3; zero_stage is 0.",
+                "Set cluster.zero_stage=2, or offload=none.",
+            )
+        lowest = 1
+    adapter = plugin.methods()[config.method.name].adapter
+    if config.model.dtype == "bfloat16" and not adapter:
+        if asked == 0:
+            raise PlanError(
+                f"method {config.method.name} with model.dtype=bfloat16 needs float32 master "
+                "weights, which ZeRO 1-3 keep; zero_stage is 0.",
+                "Set cluster.zero_stage=1, or model.dtype=float32 with train.bf16=true.",
+            )
+        lowest = max(lowest, 1)
+    fitting = [s for s in STAGES if s >= lowest and sum(totals[s]) <= available]
+    if asked is not None:
+        if asked in fitting:
+            return asked
+        need = sum(totals[asked])
+    elif fitting:
+        reasons["cluster.zero_stage"] = (
+            f"{fitting[0]} is the lowest stage that fits {world} worker(s)"
+        )
+        return fitting[0]
+    else:
+        need = min(sum(totals[s]) for s in STAGES)
+    raise PlanError(
+        f"The model states need {_size(need)} a worker, {_size(available)} of {capacity.source} "
+        f"is usable.",
+        _what_fits(totals, fitting, available, world, adapter),
+    )
+
+
+def _what_fits(
+    totals: Mapping[int, tuple[int, int, int]],
+    fitting: list[int],
+    available: int,
+    world: int,
+    adapter: bool,
+) -> str:
+    if fitting:
+        return f"cluster.zero_stage={fitting[0]} fits: {_size(sum(totals[fitting[0]]))} a worker."
+    # At stage 3 everything is divided, so workers times bytes is constant.
+    workers = math.ceil(sum(totals[3]) * world / available)
+    text = f"cluster.num_workers={workers} with zero_stage=3 would fit, on nodes like these"
+    return text + ("." if adapter else "; so may method=lora, which trains far less.")
+
+
+def _batches(config: RunConfig, world: int, reasons: dict[str, str]) -> tuple[int, int, int]:
+    train = config.train
+    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    whole = train.global_batch_size
+    if whole is None:
+        if micro is None and accumulation is None:
+            whole = max(DEFAULT_GLOBAL_BATCH, world)
+            reasons["train.global_batch_size"] = f"{whole} is the default"
+        else:
+            micro_or_default = micro or LARGEST_DEFAULT_MICRO_BATCH
+            whole = micro_or_default * (accumulation or 1) * world
+            reasons["train.global_batch_size"] = "it is the product of the other batch settings"
+    if whole < world:
+        raise ConfigError(
+            f"train.global_batch_size: got {whole}, but {world} workers need at least one sample "
+            f"each; allowed: {world} or more."
+        )
+    if micro is None:
+        micro = math.ceil(whole / (world * (accumulation or 1)))
+        if accumulation is None:
+            micro = min(micro, LARGEST_DEFAULT_MICRO_BATCH)
+        reasons["train.per_device_train_batch_size"] = (
+            f"{micro} is what {whole} samples over {world} worker(s) need, at most "
+            f"{LARGEST_DEFAULT_MICRO_BATCH} by default"
+        )
+    if accumulation is None:
+        accumulation = math.ceil(whole / (micro * world))
+        reasons["train.gradient_accumulation_steps"] = (
+            f"{whole} samples in micro-batches of {micro} over {world} worker(s)"
+        )
+    if train.global_batch_size is not None and not (
+        micro * world * (accumulation - 1) < whole <= micro * world * accumulation
+    ):
+        raise ConfigError(
+            f"train.global_batch_size={whole} does not fit {world} workers x "
+            f"{accumulation} gradient_accumulation_steps x {micro} per_device_train_batch_size "
+            f"= {micro * world * accumulation}.",
+            "Leave one of the three out; it is derived.",
+        )
+    return whole, micro, accumulation
+
+
+def _eval_steps(config: RunConfig, total: int, per_epoch: int, reasons: dict[str, str]) -> int:
+    train = config.train
+    if train.eval_strategy == "no":
+        return 0
+    if train.eval_strategy == "epoch":
+        return per_epoch
+    if train.eval_steps is None:
+        reasons["train.eval_steps"] = "a fifth of the run"
+    return train.eval_steps or max(1, math.ceil(total / 5))
+
+
+def _parse_size(key: str, text: str) -> int:
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?B)\s*", text)
+    if not match:
+        raise ConfigError(f"{key}: got {text!r}; allowed: a number and a unit, such as 80GiB.")
+    power = "KMGT".index(match[2][0]) + 1
+    return int(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
+
+
+def _size(count_bytes: float) -> str:
+    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20)):
+        if count_bytes >= scale:
+            return f"{count_bytes / scale:.2f} {unit}"
+    return f"{count_bytes / 1024:.1f} KiB"

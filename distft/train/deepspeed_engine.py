@@ -1,0 +1,250 @@
+"""DeepSpeed ZeRO 0-3 on an already initialised process group; the only importer of deepspeed.
+
+Facts this file obeys, read in deepspeed 0.19.8: an unset `gradient_clipping` clips at 1.0;
+`get_global_grad_norm()` is not filled at stage 0; `set_full_hp_param` of stage 3 refuses a
+parameter whose size the world does not divide; optimizer states do not exist before a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from distft.config import RunConfig, TrainConfig
+from distft.hf import Gather
+from distft.plan import Plan
+from distft.train.engine import StateReader, fingerprint
+from distft.train.optimizer import build_optimizer, state_keys
+
+
+def ds_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """Return DeepSpeed's configuration: a pure function of the plan, integers only, no "auto".
+
+    Args:
+        config: Of the run.
+        plan: Of the run.
+
+    Returns:
+        What `deepspeed.initialize(config=...)` takes.
+    """
+    micro, accumulation = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+    zero: dict[str, Any] = {"stage": plan.zero_stage}
+    if plan.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.device == "cuda"}
+    if plan.zero_stage == 3:
+        # The default, 100,000, would leave the small tensors of an adapter unpartitioned.
+        zero["stage3_param_persistence_threshold"] = 0
+    return {
+        "train_batch_size": micro * accumulation * plan.world_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.train.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        # An empty list keeps gradients in float32 between ranks; only the computation is bfloat16.
+        "torch_autocast": {
+            "enabled": config.train.bf16 and config.model.dtype == "float32",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+
+
+class DeepSpeedEngine:
+    """An Engine under DeepSpeed (see `distft.train.engine`)."""
+
+    def __init__(
+        self, build: Callable[[Gather | None], nn.Module], config: RunConfig, plan: Plan
+    ) -> None:
+        # Read when deepspeed is first imported; a CPU run on a machine with a GPU must say so.
+        os.environ.setdefault("DS_ACCELERATOR", plan.device)
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        import deepspeed
+
+        self._train: TrainConfig = config.train
+        self._stage = plan.zero_stage
+        self._deepspeed = deepspeed
+        backend = "nccl" if plan.device == "cuda" else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        settings = ds_config(config, plan)
+        # transformers keeps only a weak reference: it must live as long as loading does.
+        loading = _hf_settings(settings) if self._stage == 3 else None
+        module = build(self._gathered if self._stage == 3 else None)
+        del loading
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=trainable,
+            optimizer=build_optimizer(module, config.train, plan.learning_rate),
+            config=settings,
+        )
+        self.module: nn.Module = self._engine.module
+        self.rank: int = torch.distributed.get_rank()
+        self.world_size: int = torch.distributed.get_world_size()
+        self._accumulation = plan.gradient_accumulation_steps
+        self._trainable = trainable
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the logits of a micro-batch."""
+        device = self._engine.device
+        logits: torch.Tensor = self._engine(
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+        ).logits
+        return logits
+
+    def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
+        """Add the gradient of loss_sum / step_targets; DeepSpeed averages over ranks and micros."""
+        self._engine.backward(loss_sum * (self.world_size * self._accumulation / step_targets))
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update the weights, clear the gradients; return the norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = None
+        if self._stage == 0:
+            gradients = [p.grad for p in self._trainable if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return the values summed over all ranks, in float64."""
+        total = torch.tensor(values, dtype=torch.float64, device=self._engine.device)
+        torch.distributed.all_reduce(total)
+        summed: list[float] = total.tolist()
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank, on every rank."""
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Yield each trainable parameter's whole float32 weights and optimizer tensors in turn."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        self._link_optimizer_state()
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self._stage == 0:
+                stored = self._engine.optimizer.state.get(parameter, {})
+                tensors = {"param": parameter.detach()}
+                tensors |= {key: stored[key] for key in state_keys(self._train) if key in stored}
+            else:
+                tensors = {"param": safe_get_full_fp32_param(parameter)}
+                for key in state_keys(self._train):
+                    tensors[key] = safe_get_full_optimizer_state(parameter, key)
+            yield name, {k: v.to("cpu", torch.float32, copy=True) for k, v in tensors.items()}
+
+    def load_state(self, read: StateReader, step: int, *, optimizer: bool = True) -> None:
+        """Put weights and, where asked, optimizer tensors back, at any stage and world size."""
+        if optimizer:
+            self._make_optimizer_state(step)
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            tensors = read(name)
+            with self._gathered([parameter]), torch.no_grad():
+                parameter.copy_(tensors["param"])
+            keys = state_keys(self._train) if optimizer else ()
+            if self._stage == 0:
+                stored = self._engine.optimizer.state[parameter]
+                for key in keys:
+                    stored[key] = tensors[key].to(parameter.device, copy=True)
+            else:
+                self._set_partition(parameter, tensors, keys)
+
+    def fingerprints(self) -> dict[str, float]:
+        """Return a number per parameter that changes with this rank's part of it."""
+        return {
+            name: fingerprint(getattr(p, "ds_tensor", p))
+            for name, p in self.module.named_parameters()
+        }
+
+    def _gathered(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+            return contextlib.nullcontext()
+        context: AbstractContextManager[Any] = self._deepspeed.zero.GatheredParameters(
+            list(parameters), modifier_rank=0
+        )
+        return context
+
+    def _flat_groups(self) -> list[torch.Tensor]:
+        zero = self._engine.optimizer
+        groups: list[torch.Tensor] = (
+            zero.fp32_partitioned_groups_flat
+            if self._stage == 3
+            else zero.single_partition_of_fp32_groups
+        )
+        return groups
+
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self._engine.optimizer
+        inner: torch.optim.Optimizer = optimizer if self._stage == 0 else optimizer.optimizer
+        return inner
+
+    def _make_optimizer_state(self, step: int) -> None:
+        state = self._inner_optimizer().state
+        holders = self._trainable if self._stage == 0 else self._flat_groups()
+        for holder in holders:
+            stored = state[holder]
+            for key in state_keys(self._train):
+                if stored.get(key) is None:
+                    stored[key] = torch.zeros_like(holder.data)
+            if self._train.optim == "adamw_torch":
+                stored["step"] = torch.tensor(float(step))
+        self._link_optimizer_state()
+
+    def _link_optimizer_state(self) -> None:
+        # Stages 1 and 2 map flat optimizer tensors to parameters at the first step only.
+        if self._stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _set_partition(
+        self, parameter: nn.Parameter, tensors: Mapping[str, torch.Tensor], keys: Sequence[str]
+    ) -> None:
+        from deepspeed.utils import (
+            safe_get_local_fp32_param,
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        if self._stage != 3:
+            safe_set_full_fp32_param(parameter, tensors["param"].to(parameter.device))
+            for key in keys:
+                safe_set_full_optimizer_state(parameter, tensors[key].to(parameter.device), key)
+            return
+        size = safe_get_local_fp32_param(parameter).numel()
+
+        def mine(whole: torch.Tensor) -> torch.Tensor:
+            # The last rank's part is padded where the world does not divide the size.
+            padded = torch.zeros(size * self.world_size)
+            padded[: whole.numel()] = whole.flatten()
+            return padded[self.rank * size : (self.rank + 1) * size].to(self._engine.device)
+
+        safe_set_local_fp32_param(parameter, mine(tensors["param"]))
+        for key in keys:
+            safe_set_local_optimizer_state(parameter, mine(tensors[key]), key)
+
+
+def _hf_settings(settings: dict[str, Any]) -> Any:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(settings)

@@ -1,0 +1,172 @@
+"""The training loop: a generator of reports. A worker forwards them, a test iterates them.
+
+An optimizer step is exactly the samples of its step plan; its loss is the sum over all targets
+divided by their global number, however the samples are cut into micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from distft.data.order import StepPlan
+from distft.data.shards import Sample
+from distft.errors import TrainError
+from distft.records import Metrics
+from distft.train import checkpoint
+from distft.train.batch import collate
+from distft.train.best import compare, stopped
+from distft.train.checkpoint import Position
+from distft.train.engine import Engine
+from distft.train.finish import check_changed, evaluate_split, finish
+from distft.train.job import Job
+from distft.train.journal import Journal
+from distft.train.schedule import learning_rate
+
+
+def train(job: Job, engine: Engine) -> Iterator[Metrics]:
+    """Train from where the run directory stands; called by all ranks.
+
+    Writes metrics.jsonl, checkpoints, probe.safetensors and, last, eval.json.
+
+    Args:
+        job: What to train.
+        engine: On what; with the base weights and the method attached.
+
+    Yields:
+        The lines of metrics.jsonl, the same on every rank.
+
+    Raises:
+        TrainError: The loss is not finite, a frozen parameter moved, or none moved.
+    """
+    position, notes = _restore(job, engine)
+    journal = Journal(job.run_dir, engine.rank, position.step)
+    for note in notes:
+        yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
+    before = engine.fingerprints()
+    start = position.step
+    if not position.baseline:
+        position.baseline = position.latest = evaluate_split(job, engine, "eval")
+        position.base_test = evaluate_split(job, engine, "test")
+        yield _log(journal, {"step": 0, "samples": 0, **position.baseline})
+    meter = _Meter()
+    for step_plan, micro_batches in job.steps(start):
+        if stopped(job, position):
+            break
+        loss, norm, rate, seconds, tokens = _step(job, engine, step_plan, micro_batches)
+        position.step += 1
+        position.samples += step_plan.num_samples
+        position.tokens += tokens
+        position.train_s += seconds
+        meter.add(tokens, seconds)
+        journal.samples(position.step, [s.sample_id for micro in micro_batches for s in micro])
+        last = position.step == job.plan.total_steps
+        if position.step % job.config.train.logging_steps == 0 or last:
+            line = {
+                "step": position.step,
+                "samples": position.samples,
+                "tokens": position.tokens,
+                "epoch": position.step / job.plan.steps_per_epoch,
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "tokens_per_s": meter.take(),
+            }
+            yield _log(journal, line)
+        evaluated = last or _due(position.step, job.plan.eval_steps)
+        if evaluated:
+            position.latest = evaluate_split(job, engine, "eval")
+            compare(job, position)
+            yield _log(
+                journal, {"step": position.step, "samples": position.samples, **position.latest}
+            )
+        is_best = evaluated and position.best_step == position.step
+        if last or is_best or _due(position.step, job.plan.save_steps) or stopped(job, position):
+            keep = job.config.train.save_total_limit
+            checkpoint.save(engine, job.run_dir, position, job.config_hash, keep)
+    if position.step > start:
+        check_changed(engine, before)
+    yield finish(job, engine, position)
+
+
+def _restore(job: Job, engine: Engine) -> tuple[Position, list[str]]:
+    found = checkpoint.newest(job.run_dir, job.config_hash) if engine.rank == 0 else (None, [])
+    folder, notes = engine.gather(found)[0]
+    if folder is None:
+        return Position(), notes
+    position = checkpoint.read_position(folder)
+    engine.load_state(checkpoint.read_state(folder), position.step)
+    return position, [*notes, f"continued from step {position.step}"]
+
+
+def _step(
+    job: Job, engine: Engine, step_plan: StepPlan, micro_batches: list[list[Sample]]
+) -> tuple[float, float, float, float, int]:
+    started = time.perf_counter()
+    count_targets = job.task.num_targets
+    targets = sum(count_targets(s.labels.tolist()) for micro in micro_batches for s in micro)
+    tokens = sum(len(s.input_ids) for micro in micro_batches for s in micro)
+    step_targets, step_tokens = (int(n) for n in engine.sum([targets, tokens]))
+    if step_targets == 0:
+        raise TrainError(f"Step {step_plan.step + 1} has no target to train on.")
+    local_loss = 0.0
+    for index, samples in enumerate(micro_batches):
+        batch = collate(samples, job.task, job.pad_id)
+        _seed_dropout(job.config.train.seed, step_plan.step, index, engine.rank)
+        logits = engine.forward(batch)
+        labels = batch["labels"].to(logits.device)
+        loss_sum = job.task.loss(logits, labels, job.config.train.label_smoothing_factor)
+        engine.backward(loss_sum, step_targets)
+        local_loss += loss_sum.item()
+    loss = engine.sum([local_loss])[0] / step_targets
+    plan = job.plan
+    rate = learning_rate(
+        step_plan.step,
+        peak=plan.learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.warmup_steps,
+        lr_scheduler_type=job.config.train.lr_scheduler_type,
+    )
+    if not math.isfinite(loss):
+        raise TrainError(
+            f"The loss of step {step_plan.step + 1} is {loss} at learning rate {rate:g}.",
+            "Lower train.learning_rate or raise train.warmup_steps, then add --fresh.",
+        )
+    norm = engine.step(rate)
+    return loss, norm, rate, time.perf_counter() - started, step_tokens
+
+
+def _seed_dropout(*parts: int) -> None:
+    """Key dropout by place, not by history: an interrupted run then equals an unbroken one."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _log(journal: Journal, line: dict[str, Any]) -> Metrics:
+    journal.metrics(line)
+    return line
+
+
+class _Meter:
+    """Tokens per second since the last reading."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self._tokens += tokens
+        self._seconds += seconds
+
+    def take(self) -> float:
+        rate = self._tokens / self._seconds if self._seconds else 0.0
+        self._tokens, self._seconds = 0, 0.0
+        return rate
