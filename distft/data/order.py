@@ -124,7 +124,7 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
 
 def _deal(ids: list[int], lengths: np.ndarray, parts: int) -> list[list[int]]:
     # Longest first: a step that does not fit into memory shows at once. Ties go by id.
-    ordered = [ids[i] for i in np.lexsort((ids, -np.asarray(lengths)))]
+    ordered = [ids[i] for i in np.lexsort((np.asarray(ids), -np.asarray(lengths)))]
     base, longer = divmod(len(ordered), parts)
     dealt = iter(ordered)
     return [list(islice(dealt, base + (part < longer))) for part in range(parts)]

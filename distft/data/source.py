@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,19 @@ def scan(paths: Sequence[Path]) -> list[SourceFile]:
         DataError: A file is not UTF-8 at its first bytes, or cannot be opened.
     """
     try:
-        return [_scan_file(path) for path in paths]
+        stats = [path.stat() for path in paths]
+        return [
+            _scan_file(path, stat.st_size, stat.st_mtime_ns)
+            for path, stat in zip(paths, stats, strict=True)
+        ]
     except OSError as error:
         raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from error
 
 
-def _scan_file(path: Path) -> SourceFile:
+@lru_cache(maxsize=4096)
+def _scan_file(path: Path, size_bytes: int, _mtime_ns: int) -> SourceFile:
+    """Scan an unchanged file once a process: detection, key and preparation all ask."""
     kind = path.suffix.lower().removeprefix(".")
-    size_bytes = path.stat().st_size
     digest = hashlib.sha256()
     chunks: list[Chunk] = []
     step = min(_MAX_CHUNK_BYTES, max(_MIN_CHUNK_BYTES, size_bytes // _CHUNKS_PER_FILE))
@@ -253,7 +259,7 @@ def _read_array(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{chunk.path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}.",
-            "Mend the array, or write one JSON object a line (.jsonl): a broken line costs one row.",
+            "Mend the array, or write one object a line (.jsonl): a broken line costs one row.",
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{chunk.path}: not valid JSON: {error}.") from error

@@ -1,0 +1,163 @@
+"""What prepared data hold: the manifest, written last, verified before use."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distft.errors import DataError
+from distft.records import write_text
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+
+_REMEDY = "Delete the folder {root} and run the same command again; it is made anew."
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Shard(_Part):
+    """One Parquet file."""
+
+    file: str
+    rows: int
+    row_groups: list[int]
+    """Rows of each row group."""
+    bytes: int
+    sha256: str
+
+
+class SplitInfo(_Part):
+    """One split: what it counts and where it lies."""
+
+    rows: int = 0
+    tokens: int = 0
+    targets: int = 0
+    """Terms of the loss: trained tokens, or one per row."""
+    truncated: int = 0
+    """Rows cut at `cutoff_len`."""
+    mean_length: float = 0.0
+    """Tokens per row."""
+    max_length: int = 0
+    shards: list[Shard] = Field(default_factory=list)
+
+    @property
+    def row_groups(self) -> list[int]:
+        """Rows of every row group, in the order of sample ids."""
+        return [rows for shard in self.shards for rows in shard.row_groups]
+
+
+class TokenizerInfo(_Part):
+    """Which tokenizer made the ids."""
+
+    name: str
+    sha256: str
+
+
+class DroppedRow(_Part):
+    """A row that is in no split."""
+
+    file: str
+    row: int
+    """1-based line of the file; for a JSON array the number of the element."""
+    reason: str
+
+
+class SourceInfo(_Part):
+    """A raw file as it was when it was read."""
+
+    split: str
+    """The setting that named it: train, eval or test."""
+    file: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Part):
+    """Prepared data as a whole."""
+
+    schema_version: int = SCHEMA_VERSION
+    key: str
+    """Hash of all that the shards depend on."""
+    task: str
+    format: str
+    columns: dict[str, str]
+    labels: list[str]
+    """Class names in id order; empty for tasks without classes."""
+    cutoff_len: int
+    tokenizer: TokenizerInfo
+    splits: dict[str, SplitInfo]
+    dropped: dict[str, int]
+    """Rows in no split, by reason."""
+    dropped_rows: list[DroppedRow]
+    """The first 1,000 of them."""
+    sources: list[SourceInfo]
+
+
+def save_manifest(root: Path, manifest: Manifest) -> None:
+    """Write the manifest, which makes the shards beside it valid.
+
+    Args:
+        root: Folder of the shards.
+        manifest: What they hold.
+    """
+    write_text(root / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def load_manifest(root: Path, verify: bool = True) -> Manifest:
+    """Return the manifest of prepared data.
+
+    Args:
+        root: Folder of the shards.
+        verify: Also compare size and SHA-256 of every shard.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: There is none, it is of another version, or a shard differs from it.
+    """
+    path = root / MANIFEST_FILE
+    remedy = _REMEDY.format(root=root)
+    if not path.is_file():
+        raise DataError(f"{root} holds no prepared data: {MANIFEST_FILE} is missing.", remedy)
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path} is no manifest: {error.errors()[0]['msg']}.", remedy) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {manifest.schema_version}, not {SCHEMA_VERSION}.", remedy
+        )
+    if verify:
+        for info in manifest.splits.values():
+            for shard in info.shards:
+                _verify(root / shard.file, shard, remedy)
+    return manifest
+
+
+def _verify(path: Path, shard: Shard, remedy: str) -> None:
+    if not path.is_file():
+        raise DataError(f"{path} is missing.", remedy)
+    size_bytes = path.stat().st_size
+    if size_bytes != shard.bytes:
+        raise DataError(f"{path} has {size_bytes} bytes, its manifest says {shard.bytes}.", remedy)
+    if file_sha256(path) != shard.sha256:
+        raise DataError(f"{path} differs from what was written: its SHA-256 is another.", remedy)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,338 @@
+"""Raw files -> tokenized shards and their manifest, once per (data, tokenizer, template, length).
+
+Two passes over the rows, both through Ray Data: the first brings keys and classes to the driver,
+which decides splits and drops repetitions; the second tokenizes what stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+
+from distft import errors, hf, plugin
+from distft.config import ModelConfig, RunConfig
+from distft.data import resolve
+from distft.data.assign import Dropped, Survey, decide, labels_of
+from distft.data.manifest import (
+    MANIFEST_FILE,
+    Manifest,
+    SourceInfo,
+    SplitInfo,
+    TokenizerInfo,
+    load_manifest,
+    save_manifest,
+)
+from distft.data.shards import ENCODED, ShardWriter
+from distft.data.source import Chunk
+from distft.data.split import SPLITS
+from distft.data.survey import Reading, RowReader, key_of
+from distft.data.tokenize import encode_row
+from distft.errors import DataError, DistftError
+from distft.plugin import EncodeContext, Encoded, Task
+
+Progress = Callable[[int, int], None]
+"""(rows tokenized, rows in all)."""
+
+_TABLE_ROWS = 1024
+_MEND = "Mend the row, or set data.on_bad_row to skip."
+
+_SURVEYED = pa.schema(
+    [
+        ("chunk", pa.int32()),
+        ("row", pa.int64()),
+        ("key", pa.binary()),
+        ("stratum", pa.string()),
+        ("reason", pa.string()),
+        ("error", pa.string()),
+        ("fatal", pa.string()),
+    ]
+)
+_TOKENIZED = pa.schema(
+    [
+        ("chunk", pa.int32()),
+        ("row", pa.int64()),
+        ("split", pa.int8()),
+        ("reason", pa.string()),
+        ("fatal", pa.string()),
+        *ENCODED,
+    ]
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What both passes need; goes to Ray workers."""
+
+    model: ModelConfig
+    task: str
+    reader: RowReader
+    chunks: list[Chunk]
+    stop_at_bad_row: bool
+    context: EncodeContext | None = None
+
+
+def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Path, Manifest]:
+    """Return the prepared data of a configuration, making them when they do not exist yet.
+
+    Ray must be initialised. Writes `<output_dir>/prepared/<key>/`; an error leaves nothing there.
+
+    Args:
+        config: The configuration.
+        progress: Called in this process as rows are tokenized.
+
+    Returns:
+        The folder and its verified manifest.
+
+    Raises:
+        ConfigError: Format, task or length is wrong.
+        DataError: The rows are wrong: none usable, a label never trained, a broken file.
+    """
+    format_name, task_name = resolve.detect(config)
+    task = plugin.tasks()[task_name]
+    key = resolve.prepared_key(config, task, format_name)
+    root = Path(config.output_dir).absolute() / "prepared" / key
+    with _locked(root):
+        if (root / MANIFEST_FILE).is_file():
+            return root, load_manifest(root)
+        # Without a manifest it is what an interrupted preparation left.
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        try:
+            manifest = _make(config, task, format_name, key, root, progress)
+            save_manifest(root, manifest)
+        except BaseException:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+    return root, manifest
+
+
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Let one process at a time make a folder; the lock ends with its holder, however it ends."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        handle = (root.parent / f".{root.name}.lock").open("w")
+    except OSError as error:
+        raise errors.ConfigError(
+            f"output_dir: {error.filename} cannot be written: {error.strerror}.",
+            "Set output_dir to a folder you may write to.",
+        ) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    config: RunConfig,
+    task: Task,
+    format_name: str,
+    key: str,
+    root: Path,
+    progress: Progress | None,
+) -> Manifest:
+    sources = resolve.sources(config.data)
+    columns = resolve.columns_of(plugin.formats()[format_name], config.data)
+    chunks = [
+        (split, chunk)
+        for split, files in sources.items()
+        for file in files
+        for chunk in file.chunks
+    ]
+    job = _Job(
+        model=config.model,
+        task=task.name,
+        reader=RowReader(format_name, columns),
+        chunks=[chunk for _, chunk in chunks],
+        stop_at_bad_row=config.data.on_bad_row == "error",
+    )
+    surveys = [Survey(chunk.path, split) for split, chunk in chunks]
+    _survey(job, surveys)
+    dropped = Dropped()
+    decide(surveys, config.data, config.train.seed, dropped)
+    labels = labels_of(surveys, task, config.data)
+    cutoff_len = resolve.cutoff_len(config)
+    job = replace(job, context=EncodeContext(cutoff_len, labels))
+    splits = _tokenize(job, [survey.codes() for survey in surveys], root, dropped, progress)
+    _check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
+    return Manifest(
+        key=key,
+        task=task.name,
+        format=format_name,
+        columns=columns,
+        labels=labels,
+        cutoff_len=cutoff_len,
+        tokenizer=TokenizerInfo(name=config.model.id, sha256=resolve.tokenizer_hash(config.model)),
+        splits=splits,
+        dropped=dict(dropped.counts.most_common()),
+        dropped_rows=dropped.rows,
+        sources=[
+            SourceInfo(split=split, file=file.path, bytes=file.size_bytes, sha256=file.sha256)
+            for split, files in sources.items()
+            for file in files
+        ],
+    )
+
+
+def _check_not_empty(rows: dict[str, int], dropped: Dropped) -> None:
+    for split, count in rows.items():
+        if not count:
+            raise DataError(
+                f"No row is left for {split}. {dropped.summary()}".strip(),
+                "Give more rows, or set data.eval and data.test to files or larger shares.",
+            )
+
+
+def _survey(job: _Job, surveys: Sequence[Survey]) -> None:
+    """Fill the surveys of a job's chunks, in file order."""
+    for table in _run(job, _survey_chunks, [b""] * len(job.chunks)):
+        for item in table.to_pylist():
+            _raise_fatal(item["fatal"])
+            if item["reason"] and job.stop_at_bad_row:
+                raise DataError(f"{item['error']}.", _MEND)
+            survey = surveys[item["chunk"]]
+            survey.add(item["row"], item["key"], item["stratum"], item["reason"])
+
+
+def _tokenize(
+    job: _Job,
+    wanted: Sequence[bytes],
+    root: Path,
+    dropped: Dropped,
+    progress: Progress | None,
+) -> dict[str, SplitInfo]:
+    writers = {split: ShardWriter(root, split) for split in SPLITS}
+    total, done = sum(len(codes) - codes.count(0) for codes in wanted), 0
+    for table in _run(job, _Encoder, wanted):
+        for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
+            _raise_fatal(item["fatal"])
+        bad = pc.is_valid(table["reason"])
+        for item in table.filter(bad).select(["chunk", "row", "reason"]).to_pylist():
+            path = job.chunks[item["chunk"]].path
+            if job.stop_at_bad_row:
+                raise DataError(f"{path}:{item['row']}: {item['reason']}.", _MEND)
+            dropped.add(path, item["row"], item["reason"])
+        for code, split in enumerate(SPLITS, start=1):
+            mine = pc.and_(pc.equal(table["split"], code), pc.invert(bad))
+            writers[split].add(table.filter(mine).select(ENCODED.names))
+        done += table.num_rows
+        if progress is not None:
+            progress(done, total)
+    return {split: writer.close() for split, writer in writers.items()}
+
+
+def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
+    """Yield the tables a stage makes of the job's chunks, in order."""
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    items = [{"chunk": i, "codes": code} for i, code in enumerate(codes)]
+    actors = min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1))))
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            stage,
+            batch_size=None,
+            batch_format="pyarrow",
+            **(
+                {
+                    "fn_constructor_args": (job,),
+                    "compute": ray.data.ActorPoolStrategy(size=actors),
+                }
+                if isinstance(stage, type)
+                else {"fn_args": (job,)}
+            ),
+        )
+        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    yield from tables
+
+
+def _survey_chunks(batch: pa.Table, job: _Job) -> Iterator[pa.Table]:
+    """First pass, in a Ray task: chunks -> key, class or reason of every row."""
+    task = plugin.tasks()[job.task]
+    for number in batch["chunk"].to_pylist():
+        yield from _tables(_guarded(number, _survey_rows(job, task, number)), _SURVEYED)
+
+
+def _survey_rows(job: _Job, task: Task, number: int) -> Iterator[dict[str, Any]]:
+    for reading in job.reader.read(job.chunks[number]):
+        item: dict[str, Any] = {"chunk": number, "row": reading.row}
+        if reading.value is None:
+            yield {**item, "reason": reading.reason, "error": reading.error}
+        else:
+            key = key_of(task.key(reading.value))
+            yield {**item, "key": key, "stratum": task.stratum(reading.value)}
+
+
+class _Encoder:
+    """Second pass, in a Ray actor, which loads the tokenizer once: chunks -> token ids."""
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._task = plugin.tasks()[job.task]
+        self._tokenizer = hf.load_tokenizer(job.model)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for number, codes in zip(
+            batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True
+        ):
+            yield from _tables(_guarded(number, self._rows(number, codes)), _TOKENIZED)
+
+    def _rows(self, number: int, codes: bytes) -> Iterator[dict[str, Any]]:
+        readings: Iterable[Reading] = self._job.reader.read(self._job.chunks[number])
+        for code, reading in zip(codes, readings, strict=True):
+            if not code or reading.value is None:
+                continue
+            yield {"chunk": number, "row": reading.row, "split": code, **self._encode(reading)}
+
+    def _encode(self, reading: Reading) -> dict[str, Any]:
+        assert reading.value is not None
+        assert self._job.context is not None
+        encoded = encode_row(reading.value, self._task, self._tokenizer, self._job.context)
+        if not isinstance(encoded, Encoded):
+            return {"reason": encoded}
+        return {
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "truncated": encoded.truncated,
+            "targets": self._task.num_targets(encoded.labels),
+        }
+
+
+def _guarded(number: int, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Carry our own errors as rows: through Ray they would arrive wrapped in tracebacks."""
+    try:
+        yield from rows
+    except DistftError as error:
+        yield {
+            "chunk": number,
+            "fatal": json.dumps([type(error).__name__, str(error), error.hint]),
+        }
+
+
+def _raise_fatal(fatal: str | None) -> None:
+    if fatal is not None:
+        name, message, hint = json.loads(fatal)
+        raise getattr(errors, name)(message, hint)
+
+
+def _tables(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Yield tables of at most 1,024 rows; at least one, so that a chunk is never without."""
+    waiting: list[dict[str, Any]] = []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == _TABLE_ROWS:
+            yield pa.Table.from_pylist(waiting, schema=schema)
+            waiting = []
+    yield pa.Table.from_pylist(waiting, schema=schema)

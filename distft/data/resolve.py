@@ -1,0 +1,264 @@
+"""What the data settings mean: sources, format, task, columns, length, and the prepared key.
+
+Loads no Ray: `plan` needs the same answers as `prepare`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distft import hf, plugin
+from distft.config import DataConfig, ModelConfig, RunConfig, nearest
+from distft.data import source
+from distft.data.source import SourceFile
+from distft.data.split import SPLITS, Split
+from distft.errors import ConfigError, DataError
+from distft.plugin import Format, Task
+
+DATA_VERSION = 1
+"""Raised when prepared data of an earlier version must not be used any more."""
+
+DEFAULT_CUTOFF_LEN = 512
+
+_ROWS_TO_DETECT = 50
+
+Sources = Mapping[Split, Sequence[SourceFile]]
+"""The scanned files of each split that comes from files."""
+
+
+def sources(data: DataConfig) -> dict[Split, list[SourceFile]]:
+    """Return the files of each split that is given as files.
+
+    Args:
+        data: The data settings.
+
+    Returns:
+        `train`, and `eval` and `test` where they are no share.
+
+    Raises:
+        DataError: A file is missing, empty or of no supported kind.
+    """
+    found: dict[Split, list[SourceFile]] = {}
+    for split in SPLITS:
+        spec = getattr(data, split)
+        if not isinstance(spec, float):
+            found[split] = source.scan(source.expand(spec, f"data.{split}"))
+    return found
+
+
+def shares(data: DataConfig) -> dict[Split, float]:
+    """Return the share of each split that is cut from the training files.
+
+    Args:
+        data: The data settings.
+
+    Returns:
+        Share by split; empty when eval and test both come from files.
+
+    Raises:
+        ConfigError: The shares leave nothing to train on.
+    """
+    found: dict[Split, float] = {
+        split: value for split in SPLITS if isinstance(value := getattr(data, split), float)
+    }
+    if sum(found.values()) >= 1:
+        raise ConfigError(
+            f"data.eval {data.eval} and data.test {data.test} together leave nothing to train on.",
+            "Their shares must sum to less than 1; 0.1 each is the default.",
+        )
+    return found
+
+
+def columns_of(form: Format, data: DataConfig) -> dict[str, str]:
+    """Return role -> column name of a format with the user's names applied.
+
+    Args:
+        form: The format.
+        data: The data settings.
+
+    Returns:
+        Every role of the format.
+
+    Raises:
+        ConfigError: `data.columns` names a role the format does not have.
+    """
+    for role in data.columns:
+        if role not in form.columns:
+            raise ConfigError(
+                f"data.columns.{role}: format {form.name} has no such role"
+                f"{nearest(role, form.columns)}; its roles: {', '.join(form.columns)}.",
+                "`distft formats` shows the roles of every format.",
+            )
+    return {**form.columns, **data.columns}
+
+
+def detect(config: RunConfig) -> tuple[str, str]:
+    """Return the names of the format and the task, read from the first rows where not set.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        (format name, task name).
+
+    Raises:
+        ConfigError: Several or none fit, or the set ones do not go together.
+        DataError: The training files cannot be read.
+    """
+    format_name = config.data.format or _detect_format(config)
+    form = plugin.formats()[format_name]
+    columns_of(form, config.data)
+    if config.task is None:
+        fitting = [task.name for task in plugin.tasks().values() if task.row == form.row]
+        if len(fitting) != 1:
+            raise ConfigError(
+                f"task: {len(fitting)} tasks learn from rows of format {format_name}: "
+                f"{', '.join(fitting)}.",
+                "Name one, such as `task: seq_cls`.",
+            )
+        return format_name, fitting[0]
+    task = plugin.tasks()[config.task.name]
+    if task.row != form.row:
+        fitting = [f.name for f in plugin.formats().values() if f.row == task.row]
+        raise ConfigError(
+            f"task {task.name} learns from {task.row} rows, format {format_name} gives {form.row}.",
+            f"Formats for this task: {', '.join(fitting)}.",
+        )
+    return format_name, task.name
+
+
+def _detect_format(config: RunConfig) -> str:
+    rows = _first_rows(config.data)
+    kind = None if config.task is None else plugin.tasks()[config.task.name].row
+    forms = [form for form in plugin.formats().values() if kind in (None, form.row)]
+    able = [form for form in forms if set(config.data.columns) <= set(form.columns)]
+    found = [
+        form.name
+        for form in able
+        if any(form.detect(row, columns_of(form, config.data)) for row in rows)
+    ]
+    if len(found) == 1:
+        return found[0]
+    wanted = "; ".join(
+        f"{form.name} reads {', '.join(columns_of(form, config.data).values())}"
+        if form in able
+        else f"{form.name} has the roles {', '.join(form.columns)}"
+        for form in forms
+    )
+    got = ", ".join(map(str, rows[0]))
+    problem = f"fit several formats ({', '.join(found)})" if found else "fit no format"
+    raise ConfigError(
+        f"data.format: the first rows of {config.data.train} hold the fields {got} and {problem}. "
+        f"{wanted}.",
+        "Set data.format, or data.columns such as {text: review, label: stars}.",
+    )
+
+
+def _first_rows(data: DataConfig) -> list[dict[str, Any]]:
+    files = source.scan(source.expand(data.train, "data.train"))
+    raw = list(islice(source.read_chunk(files[0].chunks[0]), _ROWS_TO_DETECT))
+    rows = [row.value for row in raw if row.value is not None]
+    if not rows:
+        raise DataError(
+            raw[0].error if raw else f"{files[0].path} holds no rows.",
+            "The first rows must be readable for the format to be detected.",
+        )
+    return rows
+
+
+def cutoff_len(config: RunConfig) -> int:
+    """Return the longest sample in tokens, set or derived.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        `data.cutoff_len`, or 512 or the model's own limit, whichever is smaller.
+
+    Raises:
+        ConfigError: It is longer than the model allows.
+    """
+    limit = hf.max_positions(config.model)
+    wanted = config.data.cutoff_len
+    if wanted is None:
+        return DEFAULT_CUTOFF_LEN if limit is None else min(DEFAULT_CUTOFF_LEN, limit)
+    if limit is not None and wanted > limit:
+        raise ConfigError(
+            f"data.cutoff_len: {wanted} tokens, but {config.model.id} takes at most {limit}.",
+            f"Set data.cutoff_len to {limit} or less, or leave it out.",
+        )
+    return wanted
+
+
+def prepared_key(config: RunConfig, task: Task, format_name: str) -> str:
+    """Return what the prepared data depend on, as one hash.
+
+    Args:
+        config: The configuration.
+        task: The task that encodes the rows.
+        format_name: The format that reads them.
+
+    Returns:
+        16 hexadecimal digits; equal when preparing again would give equal shards.
+
+    Raises:
+        ConfigError: The tokenizer or a length is wrong.
+        DataError: A file is wrong.
+    """
+    data = config.data
+    by_share = shares(data)
+    parts = {
+        "version": DATA_VERSION,
+        "files": {split: source.content_hash(files) for split, files in sources(data).items()},
+        "format": format_name,
+        "columns": columns_of(plugin.formats()[format_name], data),
+        "task": task.name,
+        "shares": by_share,
+        # Files alone leave nothing to draw: runs that differ in their seed share the shards.
+        "seed": config.train.seed if by_share else None,
+        "on_bad_row": data.on_bad_row,
+        "max_samples": data.max_samples,
+        "tokenizer": tokenizer_hash(config.model),
+        "cutoff_len": cutoff_len(config),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tokenizer_hash(model: ModelConfig) -> str:
+    """Return the hash of a tokenizer's files, its chat template included.
+
+    Args:
+        model: Whose tokenizer.
+
+    Returns:
+        64 hexadecimal digits; the same from the hub and from a folder.
+    """
+    return _tokenizer_hash(model.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _tokenizer_hash(model_json: str) -> str:
+    tokenizer = hf.load_tokenizer(ModelConfig.model_validate_json(model_json))
+    digest = hashlib.sha256()
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).rglob("*")):
+            if not path.is_file():
+                continue
+            content = path.read_bytes()
+            if path.name == "tokenizer_config.json":
+                # How it was found, not what it does.
+                settings = json.loads(content)
+                for key in ("is_local", "local_files_only", "backend", "name_or_path"):
+                    settings.pop(key, None)
+                content = json.dumps(settings, sort_keys=True).encode()
+            digest.update(f"{path.name}:{len(content)}:".encode())
+            digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,281 @@
+"""Parquet shards of tokenized samples: the writer, and the one reader of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from distft.data.manifest import Manifest, Shard, SplitInfo, file_sha256, load_manifest
+from distft.data.order import StepPlan
+
+GROUP_ROWS = 256
+SHARD_ROWS = 65_536
+CACHE_BYTES = 512 << 20
+"""Decoded row groups one process keeps; a window of the order holds 64 of them."""
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("length", pa.int32()),
+    ]
+)
+
+ENCODED = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("truncated", pa.bool_()),
+        ("targets", pa.int32()),
+    ]
+)
+"""What a writer takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample; its arrays are read-only int32."""
+
+    sample_id: int
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+class ShardWriter:
+    """Writes one split in the order samples come; ids are 0 to rows - 1."""
+
+    def __init__(self, root: Path, split: str) -> None:
+        self._root = root
+        self._split = split
+        self._info = SplitInfo()
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = 0
+        self._writer: pq.ParquetWriter | None = None
+        self._groups: list[int] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Take the next samples; whole row groups are written at once.
+
+        Args:
+            table: Columns of `ENCODED`.
+        """
+        if not table.num_rows:
+            return
+        lengths = pc.list_value_length(table["input_ids"])
+        info = self._info
+        info.rows += table.num_rows
+        info.tokens += pc.sum(lengths).as_py()
+        info.targets += pc.sum(table["targets"]).as_py()
+        info.truncated += pc.sum(table["truncated"]).as_py()
+        info.max_length = max(info.max_length, pc.max(lengths).as_py())
+        first = info.rows - table.num_rows
+        ids = pa.array(range(first, info.rows), pa.int64())
+        columns = [ids, table["input_ids"], table["labels"], lengths.cast(pa.int32())]
+        self._waiting.append(pa.table(columns, schema=SCHEMA))
+        self._waiting_rows += table.num_rows
+        self._write(self._waiting_rows // GROUP_ROWS * GROUP_ROWS)
+
+    def close(self) -> SplitInfo:
+        """Write what waits and finish the last shard.
+
+        Returns:
+            What the manifest says of the split.
+        """
+        self._write(self._waiting_rows)
+        self._finish_shard()
+        self._info.mean_length = self._info.tokens / self._info.rows if self._info.rows else 0.0
+        return self._info
+
+    def _write(self, rows: int) -> None:
+        if not rows:
+            return
+        table = pa.concat_tables(self._waiting).combine_chunks()
+        for start in range(0, rows, GROUP_ROWS):
+            group = table.slice(start, min(GROUP_ROWS, rows - start))
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path(), SCHEMA, compression="zstd")
+            self._writer.write_table(group, row_group_size=GROUP_ROWS)
+            self._groups.append(group.num_rows)
+            if sum(self._groups) >= SHARD_ROWS:
+                self._finish_shard()
+        self._waiting = [table.slice(rows)]
+        self._waiting_rows -= rows
+
+    def _path(self) -> Path:
+        return self._root / f"{self._split}-{len(self._info.shards):05d}.parquet"
+
+    def _finish_shard(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        path = self._path()
+        self._info.shards.append(
+            Shard(
+                file=path.name,
+                rows=sum(self._groups),
+                row_groups=self._groups,
+                bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+            )
+        )
+        self._writer, self._groups = None, []
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """A decoded row group: all its ids in one array, cut by offsets."""
+
+    input_ids: np.ndarray
+    input_offsets: np.ndarray
+    labels: np.ndarray
+    label_offsets: np.ndarray
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.input_ids.nbytes + self.labels.nbytes + 2 * self.input_offsets.nbytes)
+
+    def sample(self, sample_id: int, i: int) -> Sample:
+        return Sample(
+            sample_id,
+            self.input_ids[self.input_offsets[i] : self.input_offsets[i + 1]],
+            self.labels[self.label_offsets[i] : self.label_offsets[i + 1]],
+        )
+
+
+class _GroupCache:
+    """Least recently used decoded row groups of this process, bounded in bytes."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, file: pq.ParquetFile, path: str, number: int) -> _Group:
+        with self._lock:
+            key = (path, number)
+            group = self._groups.get(key)
+            if group is None:
+                group = _decode(file, number)
+                self._groups[key] = group
+                self.size_bytes += group.size_bytes
+                while self.size_bytes > self.limit_bytes and len(self._groups) > 1:
+                    self.size_bytes -= self._groups.popitem(last=False)[1].size_bytes
+            self._groups.move_to_end(key)
+            return group
+
+
+_CACHE = _GroupCache(CACHE_BYTES)
+
+
+def _decode(file: pq.ParquetFile, number: int) -> _Group:
+    table = file.read_row_group(number, columns=["input_ids", "labels"], use_threads=False)
+    arrays: list[np.ndarray] = []
+    for name in ("input_ids", "labels"):
+        column = table[name].combine_chunks()
+        offsets = column.offsets.to_numpy()
+        arrays += [column.values.to_numpy(zero_copy_only=True), offsets]
+    return _Group(*arrays)
+
+
+class SplitReader:
+    """Random access to the samples of one split by their id."""
+
+    def __init__(self, root: Path, manifest: Manifest, split: str) -> None:
+        info = manifest.splits[split]
+        self.rows = info.rows
+        self.row_groups: list[int] = info.row_groups
+        """Rows of each row group, in the order of ids."""
+        self._paths = [str(root / shard.file) for shard in info.shards]
+        self._places = [
+            (shard, number)
+            for shard, entry in enumerate(info.shards)
+            for number in range(len(entry.row_groups))
+        ]
+        self._ends = np.cumsum(np.asarray(self.row_groups, dtype=np.int64))
+        self._files: dict[int, pq.ParquetFile] = {}
+        self._lengths: np.ndarray | None = None
+
+    def lengths(self, ids: Sequence[int]) -> np.ndarray:
+        """Return the tokens of each sample.
+
+        Args:
+            ids: Sample ids.
+
+        Returns:
+            int32, one per id.
+        """
+        if self._lengths is None:
+            columns = [pq.read_table(path, columns=["length"])["length"] for path in self._paths]
+            arrays = [column.to_numpy() for column in columns]
+            self._lengths = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+        return self._lengths[np.asarray(ids, dtype=np.int64)]
+
+    def read(self, ids: Sequence[int]) -> list[Sample]:
+        """Return samples in the order asked for.
+
+        Args:
+            ids: Sample ids, 0 to rows - 1.
+
+        Returns:
+            One sample per id.
+
+        Raises:
+            IndexError: There is no sample of an id.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.rows):
+            raise IndexError(f"sample ids must lie in 0..{self.rows - 1}, got {list(ids)}")
+        groups = np.searchsorted(self._ends, wanted, side="right")
+        return [
+            self._group(int(group)).sample(
+                int(one), int(one - self._ends[group] + self.row_groups[group])
+            )
+            for one, group in zip(wanted, groups, strict=True)
+        ]
+
+    def _group(self, group: int) -> _Group:
+        shard, number = self._places[group]
+        if shard not in self._files:
+            self._files[shard] = pq.ParquetFile(self._paths[shard])
+        return _CACHE.get(self._files[shard], self._paths[shard], number)
+
+
+@lru_cache(maxsize=16)
+def open_split(root: Path, split: str) -> SplitReader:
+    """Return this process's reader of a split; the shards are trusted, verify them before.
+
+    Args:
+        root: Folder of the shards.
+        split: train, eval or test.
+
+    Returns:
+        The reader, made once per process.
+    """
+    return SplitReader(root, load_manifest(root, verify=False), split)
+
+
+def read_steps(
+    reader: SplitReader, plans: Iterable[StepPlan]
+) -> Iterator[tuple[StepPlan, list[list[Sample]]]]:
+    """Yield steps with their samples, read in this process.
+
+    Args:
+        reader: The split.
+        plans: The steps in order.
+
+    Yields:
+        Each plan with its micro-batches' samples.
+    """
+    for plan in plans:
+        yield plan, [reader.read(ids) for ids in plan.micro_batches]

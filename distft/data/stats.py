@@ -1,0 +1,149 @@
+"""How many rows and tokens there are: exact from a manifest, sampled for a plan. Loads no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from distft import hf, plugin
+from distft.config import RunConfig
+from distft.data import resolve
+from distft.data.assign import Dropped, Survey, decide, labels_of
+from distft.data.manifest import Manifest
+from distft.data.source import Chunk
+from distft.data.split import SPLITS, Split
+from distft.data.survey import Reading, RowReader, key_of
+from distft.data.tokenize import encode_row
+from distft.errors import DataError
+from distft.plugin import EncodeContext, Encoded, Row, Task
+
+_SAMPLED_ROWS = 256
+_READ_BYTES = 64 << 20
+"""Rows of so much raw data are read; beyond it counts are extrapolated."""
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """What a plan needs to know of the data."""
+
+    rows: dict[str, int]
+    """Rows per split."""
+    mean_tokens: float
+    """Tokens per training row."""
+    max_tokens: int
+    """Tokens of the longest training row seen."""
+    labels: list[str]
+    """Class names in id order; empty for tasks without classes."""
+    exact: bool
+    """True: counted in prepared data; False: tokens are sampled and rows may be extrapolated."""
+
+
+def stats_of(manifest: Manifest) -> DataStats:
+    """Return the statistics of prepared data.
+
+    Args:
+        manifest: What `prepare` returned.
+
+    Returns:
+        Exact statistics.
+    """
+    train = manifest.splits["train"]
+    return DataStats(
+        rows={split: info.rows for split, info in manifest.splits.items()},
+        mean_tokens=train.mean_length,
+        max_tokens=train.max_length,
+        labels=manifest.labels,
+        exact=True,
+    )
+
+
+def sample_stats(config: RunConfig) -> DataStats:
+    """Return statistics without preparing: rows read once, at most 256 of them tokenized.
+
+    Args:
+        config: The configuration.
+
+    Returns:
+        Statistics with `exact` False.
+
+    Raises:
+        ConfigError: Format, task or length is wrong.
+        DataError: The rows are wrong, as far as they are read.
+    """
+    format_name, task_name = resolve.detect(config)
+    task = plugin.tasks()[task_name]
+    columns = resolve.columns_of(plugin.formats()[format_name], config.data)
+    reader = RowReader(format_name, columns)
+    context_len = resolve.cutoff_len(config)
+    surveys: list[Survey] = []
+    first: list[Row] = []
+    scale: dict[Split, float] = {}
+    for split, files in resolve.sources(config.data).items():
+        chunks = [chunk for file in files for chunk in file.chunks]
+        read = list(_affordable(chunks))
+        scale[split] = sum(c.end - c.start for c in chunks) / sum(c.end - c.start for c in read)
+        for chunk in read:
+            surveys.append(_survey(reader, task, chunk, split, config, first))
+    decide(surveys, config.data, config.train.seed, Dropped())
+    complete = all(factor == 1 for factor in scale.values())
+    labels = labels_of(surveys, task, config.data, complete=complete)
+    context = EncodeContext(context_len, labels)
+    tokenizer = hf.load_tokenizer(config.model)
+    encoded = (encode_row(row, task, tokenizer, context) for row in first)
+    lengths = [len(one.input_ids) for one in encoded if isinstance(one, Encoded)]
+    if not lengths:
+        raise DataError(
+            f"None of the first {len(first)} usable rows of data.train can be tokenized within "
+            f"{context_len} tokens.",
+            "Raise data.cutoff_len, or look at the rows.",
+        )
+    return DataStats(
+        rows=_rows(surveys, scale, config.data.max_samples),
+        mean_tokens=sum(lengths) / len(lengths),
+        max_tokens=max(lengths),
+        labels=labels,
+        exact=False,
+    )
+
+
+def _affordable(chunks: list[Chunk]) -> Iterator[Chunk]:
+    size_bytes = 0
+    for chunk in chunks:
+        if size_bytes >= _READ_BYTES:
+            return
+        size_bytes += chunk.end - chunk.start
+        yield chunk
+
+
+def _survey(
+    reader: RowReader, task: Task, chunk: Chunk, split: Split, config: RunConfig, first: list[Row]
+) -> Survey:
+    survey = Survey(chunk.path, split)
+    for reading in reader.read(chunk):
+        _refuse_if_asked(reading, config)
+        if reading.value is None:
+            survey.add(reading.row, None, None, reading.reason)
+            continue
+        key = key_of(task.key(reading.value))
+        survey.add(reading.row, key, task.stratum(reading.value), None)
+        if split == "train" and len(first) < _SAMPLED_ROWS:
+            first.append(reading.value)
+    return survey
+
+
+def _refuse_if_asked(reading: Reading, config: RunConfig) -> None:
+    if reading.value is None and config.data.on_bad_row == "error":
+        raise DataError(f"{reading.error}.", "Mend the row, or set data.on_bad_row to skip.")
+
+
+def _rows(
+    surveys: list[Survey], scale: dict[Split, float], max_samples: int | None
+) -> dict[str, int]:
+    rows: dict[str, float] = dict.fromkeys(SPLITS, 0.0)
+    for survey in surveys:
+        for fate in survey.fates:
+            if fate in rows:
+                rows[fate] += scale[survey.origin]
+    if max_samples is not None:
+        rows["train"] = min(rows["train"], max_samples)
+    return {split: round(count) for split, count in rows.items()}

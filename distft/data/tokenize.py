@@ -1,0 +1,44 @@
+"""Canonical rows -> token ids, with a reason for every row that gives none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distft.errors import DataError
+from distft.plugin import EncodeContext, Encoded, Row, Task, UnusableRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def encode_row(
+    row: Row, task: Task, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded | str:
+    """Return a row's tokens, or why it cannot be used.
+
+    Args:
+        row: A canonical row.
+        task: The task that encodes it.
+        tokenizer: The model's.
+        context: Longest sample and class names.
+
+    Returns:
+        The sample, or the reason to count the row under.
+
+    Raises:
+        DataError: The task broke its contract: a sample longer than the cutoff.
+    """
+    try:
+        encoded = task.encode(row, tokenizer, context)
+    except UnusableRow as error:
+        return str(error)
+    if len(encoded.input_ids) > context.cutoff_len:
+        raise DataError(
+            f"task {task.name} made a sample of {len(encoded.input_ids)} tokens "
+            f"where {context.cutoff_len} are allowed."
+        )
+    if not encoded.input_ids:
+        return "the row has no token"
+    if task.num_targets(encoded.labels) == 0:
+        return "nothing in the row is trained on"
+    return encoded
