@@ -149,10 +149,11 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
     if not path.is_file():
         return []
     lines: list[Metrics] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # As bytes: a crash may tear a character, and text would also be split at U+2028 in a label.
+    for line in path.read_bytes().split(b"\n"):
         try:
             value: Mapping[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
         lines.append(dict(value))
     return lines

@@ -81,9 +81,7 @@ def curves(document: Document) -> list[Figure]:
     return [figure for figure in drawn if figure]
 
 
-def _series(
-    document: Document, key: str, name: str, colour: str, markers: bool = False
-) -> Series:
+def _series(document: Document, key: str, name: str, colour: str, markers: bool = False) -> Series:
     points = [
         (line.get("step") or 0, line[key])
         for line in document["metrics"]
@@ -115,7 +113,11 @@ def _figure(
         showlegend=len(figure.data) > 1,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         font={"size": 12},
-        xaxis={"title": {"text": "optimizer step"}, "zeroline": False, "rangemode": "tozero"},
+        xaxis={
+            "title": {"text": "optimizer step"},
+            "zeroline": False,
+            "range": [0, 1.02 * max(max(one.steps) for one in drawn)],
+        },
         yaxis={"zeroline": False, "exponentformat": "power", "nticks": 6},
     )
     return Figure(f"figure-{name}", title, summary, json.loads(figure.to_json()))
@@ -127,6 +129,7 @@ def _line(series: Series) -> go.Scatter:
         y=series.values,
         name=series.name,
         mode="lines+markers" if series.markers else "lines",
+        cliponaxis=False,
         line={"color": series.colour, "width": 2},
         marker={"color": series.colour, "size": 6},
     )

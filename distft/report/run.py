@@ -49,7 +49,10 @@ def _page(content: Document, run_dir: Path) -> dict[str, Any]:
         settings.config(content),
         settings.provenance(content),
     ]
-    described = [run["model"]["id"], *(_variant(run["config"].get(key)) for key in ("task", "method"))]
+    described = [
+        run["model"]["id"],
+        *(_variant(run["config"].get(key)) for key in ("task", "method")),
+    ]
     return {
         "title": run["name"],
         "status": run["status"],
@@ -59,7 +62,9 @@ def _page(content: Document, run_dir: Path) -> dict[str, Any]:
         "error": _error(run["error"]),
         "strip": results.strip(content),
         "figures": figures.curves(content),
-        "sections": [section for section in sections if section and (section.tables or section.notes)],
+        "sections": [
+            section for section in sections if section and (section.tables or section.notes)
+        ],
         "commands": settings.commands(content, run_dir),
     }
 

@@ -52,7 +52,7 @@ def planned(document: Document) -> Section:
         "Planned memory counts weights, gradients and optimizer states; measured is the peak of "
         "the largest worker, with activations and libraries."
     )
-    tables = [Table("Planned and measured", ["what", "planned", "measured"], rows, note)]
+    tables = [Table("Planned and measured", ["what", "planned", "measured"], rows, note, "wide")]
     tables.extend(_memory(document))
     return Section("planned", "Planned against measured", tables)
 
@@ -101,7 +101,9 @@ def config(document: Document) -> Section:
     every = [[words(key), _value(document, key, keys)] for key in keys]
     tables = []
     if derived:
-        tables.append(Table("Derived values and why", ["key", "value", "why"], derived))
+        tables.append(
+            Table("Derived values and why", ["key", "value", "why"], derived, kind="wide")
+        )
     tables.append(Table(f"All {len(every)} keys", ["key", "value"], every, kind="long"))
     return Section("config", "Effective config", tables)
 

@@ -46,7 +46,12 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     kind: str = ""
-    """`matrix` for a confusion matrix, `long` for one that opens on demand."""
+    """`wide`: over the whole page; `matrix`: a confusion matrix; `long`: opens on demand."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it needs the whole width of a page."""
+        return bool(self.kind) or len(self.head) > 3
 
     @property
     def numeric(self) -> list[bool]:
@@ -98,7 +103,7 @@ def look_up(document: Any, path: str) -> Any:
 
 def number(value: float) -> str:
     """Return a number in four significant digits; whole ones in full with thousands apart."""
-    if isinstance(value, float) and not math.isfinite(value):
+    if not math.isfinite(value):
         return "not finite"
     if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
         return f"{int(value):,}"
@@ -156,9 +161,9 @@ def cell(document: Document, path: str, how: Callable[[Any], str] = number, tone
         The cell; a dash where there is no value.
     """
     value = look_up(document, path)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return words(value)
-    return Cell(how(value), value, path, tone)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Cell(how(value), value, path, tone)
+    return words(value)
 
 
 def label(metric: str) -> str:
