@@ -81,8 +81,8 @@ def _difference(value: float | None, other: float | None) -> float | None:
 def _unfinished(run: Metrics, last_step: int, total_steps: int) -> str:
     planned = f" of {total_steps:,}" if total_steps else ""
     where = f"after step {last_step:,}{planned}" if last_step else "before its first step"
-    message = str((run.get("error") or {}).get("message") or "").strip().rstrip(".")
-    first_line = message.splitlines()[0] if message else ""
+    message = str((run.get("error") or {}).get("message") or "").strip()
+    first_line = message.splitlines()[0].rstrip(".") if message else ""
     verb = {"failed": "failed", "interrupted": "was interrupted"}.get(run["status"], "was pruned")
     return f"The run {verb} {where}" + (f": {first_line}." if first_line else ".")
 
