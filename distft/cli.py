@@ -1,0 +1,378 @@
+"""The commands. Each body reads its input, calls one function of `distft.api` and shows the result.
+
+Nothing heavy is imported before a command needs it: `distft --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+from distft import __version__, plugin
+from distft.errors import ConfigError, DistftError, PlanError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+INTERRUPTED = 130
+FAILED = 4
+
+app = typer.Typer(
+    help="Fine-tune language models with Ray and DeepSpeed: planned, proven, resumable.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 2 wrong input, 3 refused, 4 the run failed, 130 interrupted.",
+)
+
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Config file (YAML).", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings that win over the file, such as train.max_steps=50.",
+        show_default=False,
+    ),
+]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Run directory that `train` wrote.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, logs on stderr.")]
+Show = Callable[[Any, "RenderableType"], None]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that go with every command; `main` reads --debug itself, wherever it stands."""
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Derive every setting, estimate memory and steps; launch nothing."""
+    from distft import api, config_file
+
+    with _answer(as_json) as show:
+        made = api.plan(config_file.load(config, overrides or []))
+        show(made.model_dump(), made.render())
+
+
+@app.command()
+def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Turn raw files into tokenized shards and a manifest, once."""
+    from distft import api, config_file
+
+    with _answer(as_json) as show:
+        manifest = api.prepare(config_file.load(config, overrides or [])).model_dump()
+        show(manifest, _lines(manifest))
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete this run and begin again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, evaluate, export and report; again: resume."""
+    from distft import api, config_file
+
+    with _answer(as_json) as show:
+        loaded = config_file.load(config, overrides or [])
+        record = api.train(loaded, fresh=fresh)
+        show(record.model_dump(), "")
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Evaluate on this file, not the run's test rows.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compute the metrics of a run's model, with a per-class report."""
+    from distft import api
+
+    with _answer(as_json) as show:
+        metrics = api.evaluate(run, data)
+        show(metrics, _lines(metrics))
+
+
+@app.command()
+def predict(
+    run: Run,
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: JSONL or CSV.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Write the predictions of a run's model for the rows of a file."""
+    from distft import api
+
+    with _answer(as_json) as show:
+        done = api.predict(run, source, target)
+        show(done, _lines(done))
+
+
+@app.command()
+def export(
+    run: Run,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold the adapter into the base weights.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run's model as a Hugging Face folder, verified."""
+    from distft import api
+
+    with _answer(as_json) as show:
+        done = api.export(run, target, merge=merge)
+        show(done, _lines(done))
+
+
+@app.command()
+def report(run: Run, as_json: Json = False) -> None:
+    """Write a run's report as HTML, Markdown and JSON."""
+    from distft import api
+
+    with _answer(as_json) as show:
+        written = api.report(run)
+        show(written, _lines(written))
+
+
+@app.command()
+def init(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="File to write; default: stdout.")
+    ] = None,
+    task: Annotated[str, typer.Option("--task", help="One of `distft tasks`.")] = "seq_cls",
+    as_json: Json = False,
+) -> None:
+    """Write a commented starter config that runs as it is."""
+    from distft.starter import starter
+
+    with _answer(as_json) as show:
+        text = starter(task)
+        if path is not None:
+            _write_new(path, text)
+        said = text.removesuffix("\n") if path is None else f"Wrote {path}. Try: distft plan {path}"
+        show({"task": task, "path": path and str(path), "config": text}, said)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the fine-tuning methods and their keys."""
+    with _answer(as_json) as show:
+        rows = [
+            {
+                "name": method.name,
+                "what": method.summary,
+                "keys": _keys(method),
+                "learning rate": method.learning_rate,
+                "saved as": "adapter" if method.adapter else "whole model",
+                "source": method.source,
+            }
+            for method in plugin.methods().values()
+        ]
+        show(rows, _table(rows))
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks and their keys."""
+    with _answer(as_json) as show:
+        rows = [
+            {
+                "name": task.name,
+                "what": task.summary,
+                "rows": task.row,
+                "keys": _keys(task),
+                "metric": task.headline or task.objective,
+                "source": task.source,
+            }
+            for task in plugin.tasks().values()
+        ]
+        show(rows, _table(rows))
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """List the data formats, their columns and one row of each."""
+    with _answer(as_json) as show:
+        rows = [
+            {
+                "name": each.name,
+                "what": each.summary,
+                "rows": each.row,
+                "columns": dict(each.columns),
+                "example": dict(each.example),
+            }
+            for each in plugin.formats().values()
+        ]
+        show(rows, _table(rows))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check whether this machine can train, and say what to do."""
+    from distft.doctor import examine
+
+    with _answer(as_json) as show:
+        checks = [check.model_dump() for check in examine()]
+        good = all(check["state"] != "bad" for check in checks)
+        show({"ok": good, "checks": checks}, _table(checks))
+    if not good:
+        raise typer.Exit(PlanError.exit_code)
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print the JSON schema of a config file."""
+    from distft.schema import json_schema
+
+    with _answer(as_json) as show:
+        document = json_schema()
+        show(document, json.dumps(document, indent=2))
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    with _answer(as_json) as show:
+        show({"version": __version__}, __version__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status.
+
+    Args:
+        arguments: As after the program's name; default: those of this process.
+
+    Returns:
+        0 done, 2 wrong input, 3 refused, 4 the run failed, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug, as_json = "--debug" in words, "--json" in words
+    words = [word for word in words if word != "--debug"] or ["--help"]
+    try:
+        return app(words, standalone_mode=False, prog_name="distft") or 0
+    except TyperException as error:
+        hint = "See: distft --help, or distft COMMAND --help."
+        document = ConfigError(error.format_message(), hint).as_dict()
+        return _explain(error, document, debug, as_json)
+    except DistftError as error:
+        return _explain(error, error.as_dict(), debug, as_json)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The same command continues a training run.\n")
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last resort: no traceback without --debug
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        document = {"error": type(error).__name__, "message": message, "exit_code": FAILED}
+        return _explain(error, {**document, "hint": "--debug shows the traceback."}, debug, as_json)
+
+
+def _explain(error: Exception, document: Mapping[str, Any], debug: bool, as_json: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    text = " ".join(part for part in (document["message"], document["hint"]) if part)
+    sys.stderr.write(f"distft: {text}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return int(document["exit_code"])
+
+
+@contextlib.contextmanager
+def _answer(as_json: bool) -> Iterator[Show]:
+    """Yield show(document, text); with --json the document is all that reaches stdout."""
+    from rich.console import Console
+
+    shown: list[Any] = []
+    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+        yield lambda document, text: shown.append(document if as_json else text)
+    for what in shown:
+        if as_json:
+            text = json.dumps(what, indent=2, ensure_ascii=False, default=str)
+            sys.stdout.write(text + "\n")
+        elif isinstance(what, str):
+            sys.stdout.write(what + "\n" if what else "")
+        else:
+            Console().print(what)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    # The file descriptor, not sys.stdout: Ray and DeepSpeed log to it from C++ and from children.
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise PlanError(f"{path} exists already.", "Name another file, or remove it.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _keys(variant: plugin.Method | plugin.Task) -> dict[str, Any]:
+    fields = variant.config.model_fields.items()
+    return {name: field.default for name, field in fields if name != "name"}
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    """Return one line per value; a mapping of mappings, such as per-class metrics, is indented."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{name}:", *(f"  {line}" for line in _lines(value).splitlines())]
+        else:
+            lines.append(f"{name}: {f'{value:.4f}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name in ("name", "keys", "columns"))
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_cell(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The starter config of `distft init`: runnable as it is, every other key beside its default.
+
+All of it derives from the config's own fields and docs, so it cannot fall behind them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from distft import plugin
+from distft.config import DEFAULT_METHOD, RunConfig, nearest
+from distft.errors import ConfigError
+
+EXAMPLES: Mapping[plugin.RowKind, tuple[str, dict[str, Any]]] = {
+    "labelled_text": ("asset:minilm-l6", {"train": "asset:vader-amazon", "cutoff_len": 96}),
+    "conversation": (
+        "asset:smollm2-135m-instruct",
+        {"train": "asset:chatterbot-english", "cutoff_len": 128},
+    ),
+}
+"""Kind of rows -> a packaged model, and data settings that go with it."""
+
+SECTIONS = ("data", "train", "cluster")
+
+
+def starter(task_name: str) -> str:
+    """Return a commented config that trains a packaged model on packaged data.
+
+    Args:
+        task_name: One of `distft tasks`.
+
+    Returns:
+        YAML that `distft train` accepts.
+
+    Raises:
+        ConfigError: No such task.
+    """
+    known = plugin.tasks()
+    if task_name not in known:
+        raise ConfigError(
+            f"unknown task {task_name!r}{nearest(task_name, known)}; allowed: {', '.join(known)}."
+        )
+    task = known[task_name]
+    model, data = EXAMPLES[task.row]
+    fields = RunConfig.model_fields
+    chosen: dict[str, dict[str, Any]] = {
+        "data": data,
+        "train": {"max_steps": 100, "global_batch_size": 16},
+        "cluster": {"num_workers": 1},
+    }
+    lines = [
+        f"# Task {task.name}: {task.summary}.",
+        "# `distft plan FILE` shows what it would do, `distft train FILE` does it.",
+        "# A key after `#` shows its default; null means that `distft plan` derives it.",
+        "",
+        *_doc(fields["model"], ""),
+        f"model: {model}",
+        *_doc(fields["task"], ""),
+        f"task: {task.name}",
+        *_doc(fields["method"], ""),
+        f"method: {DEFAULT_METHOD}",
+    ]
+    for section in SECTIONS:
+        lines += ["", *_doc(fields[section], ""), f"{section}:"]
+        lines += _section(_model_of(fields[section]), chosen[section])
+    lines += ["", *_doc(fields["name"], ""), "# name: my-run"]
+    for name in ("output_dir", "report_to"):
+        lines += [*_doc(fields[name], ""), f"# {name}: {_plain(fields[name])}"]
+    return "\n".join(lines) + "\n"
+
+
+def _section(model: type[BaseModel], chosen: Mapping[str, Any]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield from _doc(field, "  ")
+        if name in chosen:
+            yield f"  {name}: {_yaml(chosen[name])}"
+        else:
+            yield f"  # {name}: {_plain(field)}"
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel]:
+    model = field.annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    return model
+
+
+def _doc(field: FieldInfo, indent: str) -> list[str]:
+    text = " ".join((field.description or "").split())
+    prefix = f"{indent}# "
+    return textwrap.wrap(text, width=100, initial_indent=prefix, subsequent_indent=prefix)
+
+
+def _plain(field: FieldInfo) -> str:
+    return _yaml(field.get_default(call_default_factory=True, validated_data={}))
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
