@@ -361,10 +361,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in rows[0]:
+    # Where an idea comes from takes a line of its own; --json has it.
+    names = [name for name in rows[0] if name != "source"]
+    for name in names:
         table.add_column(name, overflow="fold", no_wrap=name in ("name", "keys", "columns"))
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(row[name])) for name in names))
     return table
 
 
