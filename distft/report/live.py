@@ -34,10 +34,16 @@ POLL_S = 0.2
 
 
 class Tail:
-    """The lines another process appends to a file, which may not exist yet."""
+    """The lines another process appends to a file, which may not exist yet.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        history: What stood in the file at the start: lines of an earlier attempt.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Take what stands in the file now as history: lines of an earlier attempt."""
         self._path = path
         self._seen: list[bytes] = []
         self._identity = (0, 0)
@@ -244,7 +250,10 @@ def summarize(run_dir: Path, report: Mapping[str, str], console: Console) -> Non
         say(str(hint))
     section = results.comparison(content)
     if content["run"]["status"] == "completed" and section.tables:
+        say()
+        say(f"{section.tables[0].caption}:")
         console.print(_comparison(section))
+        say()
         say(f"model   {run_dir / 'model'}")
     say(f"report  {report.get('html', run_dir / 'report.html')}")
     say()
@@ -255,7 +264,7 @@ def summarize(run_dir: Path, report: Mapping[str, str], console: Console) -> Non
 
 def _comparison(section: Section) -> RichTable:
     content = section.tables[0]
-    table = RichTable(title=Text(content.caption), title_justify="left", box=None, pad_edge=False)
+    table = RichTable(box=None, pad_edge=False)
     for name, numeric in zip(content.head, content.numeric, strict=True):
         table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)
     tones = {"good": "green", "bad": "red"}

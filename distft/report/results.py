@@ -99,18 +99,21 @@ def _over_the_run(document: Document) -> Iterator[Table]:
     found = {}
     for name, key in places.items():
         path = f"/evaluations/{key}"
-        found[name] = path if look_up(document, path) else f"/run/{key}"
-    metrics = list(_scalars(look_up(document, found["last"]) or look_up(document, found["before"])))
-    if not metrics:
+        path = path if look_up(document, path) else f"/run/{key}"
+        if look_up(document, path):
+            found[name] = path
+    if not found:
         return
+    metrics = _scalars(look_up(document, list(found.values())[-1]))
     rows = [
         [words(label(metric)), *(cell(document, path + pointer(metric)) for path in found.values())]
         for metric in metrics
     ]
-    step = cell(document, found["best"] + "/step")
+    step = cell(document, found.get("best", "") + "/step")
     caption = "On the eval rows, which chose the best checkpoint"
     if step.is_number:
-        rows.append([words("step of the best checkpoint"), Cell(NOTHING), step, Cell(NOTHING)])
+        steps = [step if name == "best" else Cell(NOTHING) for name in found]
+        rows.append([words("step of the best checkpoint"), *steps])
     yield Table(caption, ["metric", *found], rows)
 
 

@@ -250,6 +250,8 @@ def test_a_failed_run_shows_its_error_and_how_to_go_on(tmp_path: Path) -> None:
     config_file = tmp_path / "failed" / "config.yaml"
     assert f"distft train {config_file}" in page.text
     assert "distft export" not in page.text
+    eval_head = next(line for line in markdown.splitlines() if line.startswith("| metric"))
+    assert eval_head.split() == ["|", "metric", "|", "before", "|"]
 
 
 def test_a_run_that_failed_before_its_first_step_has_a_report(tmp_path: Path) -> None:
