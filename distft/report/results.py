@@ -194,16 +194,11 @@ def data(document: Document) -> Section:
         )
         if key in plan
     ]
-    facts += [row for key in ("dropped", "truncated") for row in _left_out(document, key)]
+    for key, name in (("truncated", "truncated, {}"), ("dropped", "dropped: {}")):
+        for which, count in (run["data"].get(key) or {}).items():
+            if count:
+                path = pointer("run", "data", key, which)
+                facts.append([words(name.format(which)), cell(document, path)])
     if facts:
         tables.append(Table("Samples", ["what", "number"], facts))
-    return Section("data", "Data", tables, notes=[str(note) for note in plan.get("notes") or ()])
-
-
-def _left_out(document: Document, key: str) -> Iterator[list[Cell]]:
-    value = document["plan"].get(key)
-    if isinstance(value, dict):
-        for reason in value:
-            yield [words(f"{key}: {reason}"), cell(document, pointer("plan", key, reason))]
-    elif value is not None:
-        yield [words(f"{key} rows"), cell(document, f"/plan/{key}")]
+    return Section("data", "Data", tables)

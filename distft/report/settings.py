@@ -54,7 +54,8 @@ def planned(document: Document) -> Section:
     )
     tables = [Table("Planned and measured", ["what", "planned", "measured"], rows, note, "wide")]
     tables.extend(_memory(document))
-    return Section("planned", "Planned against measured", tables)
+    notes = [str(note) for note in document["plan"].get("notes") or ()]
+    return Section("planned", "Planned against measured", tables, notes=notes)
 
 
 def _planned_share(document: Document) -> Cell:

@@ -320,6 +320,14 @@ def test_derived_values_stand_with_their_reason(done: Path) -> None:
     assert shown["/plan/learning_rate"] == 0.001
 
 
+def test_rows_left_out_are_counted_with_their_reason(done: Path) -> None:
+    page, markdown, _ = report(done)
+    shown = {at: value for at, value, _ in page.values}
+    assert shown["/run/data/dropped/the text is empty"] == 3
+    assert shown["/run/data/truncated/test"] == 2
+    assert "| dropped: its text stands in another split | 41 |" in markdown
+
+
 def test_commands_survive_a_shell(tmp_path: Path) -> None:
     folder = tmp_path / "my runs; rm x" / "quickstart"
     write_run(folder)
