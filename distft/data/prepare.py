@@ -46,6 +46,8 @@ Progress = Callable[[int, int], None]
 """(rows tokenized, rows in all)."""
 
 _TABLE_ROWS = 1024
+_BYTES_PER_ACTOR = 4 << 20
+"""Raw data below which another tokenizing process costs more to start than it saves."""
 _MEND = "Mend the row, or set data.on_bad_row to skip."
 
 _SURVEYED = pa.schema(
@@ -239,7 +241,9 @@ def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     items = [{"chunk": i, "codes": code} for i, code in enumerate(codes)]
-    actors = min(len(items), max(1, int(ray.cluster_resources().get("CPU", 1))))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    size_bytes = sum(chunk.end - chunk.start for chunk in job.chunks)
+    actors = max(1, min(len(items), cpus, size_bytes // _BYTES_PER_ACTOR))
     with ray.data.DataContext.current(context):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             stage,

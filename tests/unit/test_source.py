@@ -1,0 +1,179 @@
+"""Files of every kind, whole and broken -> rows with their numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distft.data import source
+from distft.data.source import RawRow, content_hash, expand, read_chunk, scan
+from distft.errors import DataError
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def rows(path: Path) -> list[RawRow]:
+    return [row for file in scan([path]) for chunk in file.chunks for row in read_chunk(chunk)]
+
+
+def test_jsonl_rows_carry_their_line_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '\ufeff{"a": 1}\n\n{"a": "\u4f60\u2028\u597d"}\r\n{"a": 3}')
+    found = rows(path)
+    assert [row.row for row in found] == [1, 3, 4]
+    assert [row.value for row in found] == [{"a": 1}, {"a": "\u4f60\u2028\u597d"}, {"a": 3}]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"a": ', "not valid JSON: Expecting value at column"),
+        (b"[1]", "not a JSON object but list"),
+        (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
+        (b'{"a": "\\ud83d"}', "surrogate"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    ],
+)
+def test_a_broken_line_costs_one_row_and_says_where(tmp_path: Path, line: bytes, said: str) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    first, broken, last = rows(path)
+    assert first.value == {"a": 1}
+    assert last.value == {"a": 2}
+    assert broken.value is None
+    assert broken.error.startswith(f"{path}:2: ")
+    assert said in broken.error
+    assert first.error == ""
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(
+    texts=st.lists(st.text(alphabet="ab\u4f60\u2028\x85\n ", max_size=40), min_size=1, max_size=60),
+    chunk_bytes=st.integers(1, 200),
+)
+def test_chunks_of_any_size_give_every_row_once(
+    tmp_path: Path, texts: list[str], chunk_bytes: int
+) -> None:
+    lines = [json.dumps({"t": text}, ensure_ascii=False) if text else "" for text in texts]
+    path = write(tmp_path / f"{hash((tuple(texts), chunk_bytes))}.jsonl", "\n".join(lines) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "_MIN_CHUNK_BYTES", chunk_bytes)
+        patch.setattr(source, "_MAX_CHUNK_BYTES", chunk_bytes)
+        (file,) = scan([path])
+        if file.size_bytes > 4 * chunk_bytes + 400:
+            assert len(file.chunks) > 1
+        found = [row for chunk in file.chunks for row in read_chunk(chunk)]
+    source._scan_file.cache_clear()
+    assert [(row.row, row.value) for row in found] == [
+        (i, {"t": text}) for i, text in enumerate(texts, start=1) if text
+    ]
+
+
+def test_json_may_be_an_array_or_lines(tmp_path: Path) -> None:
+    array = rows(write(tmp_path / "a.json", '\ufeff [\n{"a": 1},\n{"a": 2}, 3]'))
+    assert [(row.row, row.value) for row in array[:2]] == [(1, {"a": 1}), (2, {"a": 2})]
+    assert "not a JSON object but int" in array[2].error
+    lines = rows(write(tmp_path / "b.json", '{"a": 1}\n{"a": 2}\n'))
+    assert [row.value for row in lines] == [{"a": 1}, {"a": 2}]
+
+
+def test_a_broken_array_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", '[\n{"a": 1},\n{"a" 2}\n]')
+    with pytest.raises(DataError, match=r"a\.json:3: not valid JSON"):
+        rows(path)
+    with pytest.raises(DataError, match=r"b\.json:2: not UTF-8"):
+        rows(write(tmp_path / "b.json", b'[\n"\xff"]'))
+
+
+def test_csv_rows_carry_the_line_they_begin_on(tmp_path: Path) -> None:
+    text = '\ufefftext,label\r\n"two\r\nlines, ""quoted""",a\r\n\r\n\u4f60\u597d,b\r\n'
+    found = rows(write(tmp_path / "a.csv", text))
+    assert [(row.row, row.value) for row in found] == [
+        (2, {"text": 'two\r\nlines, "quoted"', "label": "a"}),
+        (5, {"text": "\u4f60\u597d", "label": "b"}),
+    ]
+    tsv = rows(write(tmp_path / "a.tsv", "text\tlabel\na, b\tc\n"))
+    assert [row.value for row in tsv] == [{"text": "a, b", "label": "c"}]
+
+
+def test_csv_flaws_cost_their_row(tmp_path: Path) -> None:
+    text = b'text,label\na,b,c\nonly\n"x"y,b\n\xff,b\nfine,b\n'
+    found = rows(write(tmp_path / "a.csv", text))
+    assert [row.row for row in found] == [2, 3, 4, 5, 6]
+    assert "3 fields where the header names 2" in found[0].error
+    assert "1 fields" in found[1].error
+    assert "not valid CSV" in found[2].error
+    assert "not UTF-8" in found[3].error
+    assert found[4].value == {"text": "fine", "label": "b"}
+
+
+def test_csv_takes_long_fields(tmp_path: Path) -> None:
+    (row,) = rows(write(tmp_path / "a.csv", "text,label\n" + "w" * 300_000 + ",b\n"))
+    assert row.value is not None
+    assert len(row.value["text"]) == 300_000
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('text,label\na,b\n"open,c\nd,e\n', r":3: a quote that opens here is never closed"),
+        ("text,text\na,b\n", ":1: the header must name every column once"),
+        ("text,\na,b\n", ":1: the header must name every column once"),
+    ],
+)
+def test_a_broken_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        rows(write(tmp_path / "a.csv", text))
+
+
+def test_utf16_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "text,label\na,b\n".encode("utf-16"))
+    with pytest.raises(DataError, match="UTF-16") as caught:
+        scan([path])
+    assert "UTF-8" in caught.value.hint
+
+
+def test_expand_reads_lists_globs_and_folders_in_order(tmp_path: Path) -> None:
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "notes.txt"):
+        write(tmp_path / name, "x\n")
+    assert [p.name for p in expand(str(tmp_path / "*.jsonl"), "k")] == ["a.jsonl", "b.jsonl"]
+    assert [p.name for p in expand(str(tmp_path), "k")] == ["a.jsonl", "b.jsonl", "c.csv"]
+    both = [str(tmp_path / "c.csv"), str(tmp_path / "a*")]
+    assert [p.name for p in expand(both, "k")] == ["c.csv", "a.jsonl"]
+
+
+def test_expand_refuses_and_helps(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl", "{}\n")
+    write(tmp_path / "empty.csv", "")
+    write(tmp_path / "data.xlsx", "x")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(DataError, match=r"data\.train: .*trian\.jsonl does not exist") as caught:
+        expand(str(tmp_path / "trian.jsonl"), "data.train")
+    assert "train.jsonl?" in caught.value.hint
+    with pytest.raises(DataError, match="does not exist") as caught:
+        expand(str(tmp_path / "no" / "such" / "zzzzz.tsv"), "data.train")
+    assert "empty.csv" in caught.value.hint
+    with pytest.raises(DataError, match=r"empty\.csv is empty"):
+        expand(str(tmp_path / "empty.csv"), "data.train")
+    with pytest.raises(DataError, match="no supported kind") as caught:
+        expand(str(tmp_path / "data.xlsx"), "data.train")
+    assert ".jsonl" in caught.value.hint
+    with pytest.raises(DataError, match="holds no"):
+        expand(str(tmp_path / "sub"), "data.train")
+    with pytest.raises(DataError, match="named twice"):
+        expand([str(tmp_path / "train.jsonl"), str(tmp_path / "*.jsonl")], "data.train")
+    with pytest.raises(DataError, match="list of files is empty"):
+        expand([], "data.train")
+
+
+def test_content_hash_follows_bytes_not_names(tmp_path: Path) -> None:
+    first = content_hash(scan([write(tmp_path / "a.jsonl", '{"a": 1}\n')]))
+    assert content_hash(scan([write(tmp_path / "b.jsonl", '{"a": 1}\n')])) == first
+    assert content_hash(scan([write(tmp_path / "c.jsonl", '{"a": 2}\n')])) != first
+    assert content_hash(scan([write(tmp_path / "d.csv", '{"a": 1}\n')])) != first
