@@ -271,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug, as_json = "--debug" in words, "--json" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
-        return app(words, standalone_mode=False, prog_name="distft") or 0
+        # Typer turns Ctrl-C into this status by itself.
+        status: int = app(words, standalone_mode=False, prog_name="distft") or 0
     except TyperException as error:
         hint = "See: distft --help, or distft COMMAND --help."
         document = ConfigError(error.format_message(), hint).as_dict()
@@ -279,12 +280,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DistftError as error:
         return _explain(error, error.as_dict(), debug, as_json)
     except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command continues a training run.\n")
-        return INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback without --debug
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         document = {"error": type(error).__name__, "message": message, "exit_code": FAILED}
         return _explain(error, {**document, "hint": "--debug shows the traceback."}, debug, as_json)
+    if status == INTERRUPTED:
+        sys.stderr.write("Interrupted. The same command continues a training run.\n")
+    return status
 
 
 def _explain(error: Exception, document: Mapping[str, Any], debug: bool, as_json: bool) -> int:
