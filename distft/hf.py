@@ -1,10 +1,11 @@
-"""The only place that loads and saves transformers models: tokenizer, base model, heads, folders."""
+"""The only place that loads and saves models: tokenizer, base model, heads, folders."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -38,8 +39,7 @@ def model_path(model: ModelConfig) -> str:
     Raises:
         ConfigError: It looks like a path and no model lies there.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quiet()
     if model.id.startswith("asset:"):
         return str(assets.resolve(model.id, "model"))
     folder = Path(model.id).expanduser()
@@ -248,20 +248,35 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
     Returns:
         The model in evaluation mode, in float32 or as it was saved.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quiet()
     if not (folder / "adapter_config.json").is_file():
         plain: nn.Module = _auto(task).from_pretrained(folder, dtype="auto")
         return plain.eval()
     import peft
 
-    auto = getattr(peft, f"AutoPeftModelFor{_PEFT_AUTO[task.peft_type]}")
+    base_path = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
+    # The adapter's own folder knows the labels; the base would come with a head of another size.
     config = transformers.AutoConfig.from_pretrained(folder)
-    adapted: nn.Module = auto.from_pretrained(folder, config=config)
+    base = _auto(task).from_pretrained(
+        base_path, config=config, dtype=torch.float32, ignore_mismatched_sizes=task.new_head
+    )
+    adapted: nn.Module = peft.PeftModel.from_pretrained(base, folder)
     return adapted.eval()
 
 
-_PEFT_AUTO = {"SEQ_CLS": "SequenceClassification", "CAUSAL_LM": "CausalLM"}
+def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
+    """Write a trained module and its tokenizer as a Hugging Face folder, weights as safetensors.
+
+    Args:
+        module: A transformers model, or a PEFT adapter on one.
+        model: Whose tokenizer goes with it.
+        folder: Made if absent.
+    """
+    module.save_pretrained(folder)  # type: ignore[operator]  # of transformers and of PEFT
+    if (folder / "adapter_config.json").is_file():
+        # The base's configuration with the labels: whoever loads the adapter needs the head's size.
+        module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+    load_tokenizer(model).save_pretrained(folder)
 
 
 def convert_gguf(gguf_file: Path, target: Path) -> None:
@@ -274,8 +289,7 @@ def convert_gguf(gguf_file: Path, target: Path) -> None:
         gguf_file: The file.
         target: Folder to write; made if absent.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    _quiet()
     source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
     loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     kept = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
@@ -285,6 +299,13 @@ def convert_gguf(gguf_file: Path, target: Path) -> None:
     plain.tie_weights()
     plain.save_pretrained(target)
     transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+
+
+def _quiet() -> None:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # PEFT 0.21.2 reads an attribute that transformers 5.23 has renamed.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
 
 def _auto(task: Task) -> Any:

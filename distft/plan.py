@@ -99,7 +99,8 @@ class Plan(BaseModel):
         stages = ", ".join(f"{s}: {_size(b)}" for s, b in memory.by_stage.items())
         share = 100 * self.trainable_params / self.params
         lines = [
-            f"model      {self.params:,} parameters, {self.trainable_params:,} trained ({share:.2f} %)",
+            f"model      {self.params:,} parameters, {self.trainable_params:,} trained "
+            f"({share:.2f} %)",
             f"data       {about}{self.rows['train']:,} train, {self.rows['eval']:,} eval, "
             f"{self.rows['test']:,} test rows; {self.mean_tokens:.0f} tokens on average, "
             f"{self.max_tokens} at most",

@@ -32,6 +32,12 @@ class DataRecord(BaseModel):
     """Rows per split."""
     tokens: dict[str, int]
     """Tokens per split."""
+    labels: list[str] = Field(default_factory=list)
+    """Class names in id order; empty for tasks without classes."""
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Reason -> rows left out; the manifest lists them."""
+    truncated: dict[str, int] = Field(default_factory=dict)
+    """Rows cut to the longest length, per split."""
 
 
 class ModelRecord(BaseModel):
@@ -157,3 +163,25 @@ def read_metrics(run_dir: Path) -> list[Metrics]:
             continue
         lines.append(dict(value))
     return lines
+
+
+def read_evaluations(run_dir: Path) -> Metrics:
+    """Return eval.json, which rank 0 writes last of all.
+
+    Args:
+        run_dir: A run directory whose training has ended.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        ConfigError: It is not there or cannot be read.
+    """
+    path = run_dir / "eval.json"
+    try:
+        value: Metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}.", "Run the same `distft train` command again."
+        ) from error
+    return value

@@ -23,7 +23,7 @@ def model_card(record: RunRecord, kind: str, max_logit_difference: float) -> str
         Markdown with the hub's YAML front matter.
     """
     text = (files("distft.report") / "templates" / "card.md.j2").read_text(encoding="utf-8")
-    template = Environment(trim_blocks=True, autoescape=False).from_string(text)  # noqa: S701 - Markdown
+    template = Environment(trim_blocks=True, autoescape=False).from_string(text)
     scalars = {
         split: {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         for split, metrics in record.test.items()

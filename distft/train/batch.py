@@ -39,10 +39,10 @@ def collate(samples: Sequence[Sample], task: Task, pad_id: int) -> dict[str, tor
     labels = torch.full((len(samples), longest) if task.token_labels else (len(samples),), -100)
     for i, sample in enumerate(samples):
         length = len(sample.input_ids)
-        ids[i, :length] = torch.from_numpy(sample.input_ids).long()
+        ids[i, :length] = torch.tensor(sample.input_ids, dtype=torch.long)
         mask[i, :length] = 1
         if task.token_labels:
-            labels[i, :length] = torch.from_numpy(sample.labels).long()
+            labels[i, :length] = torch.tensor(sample.labels, dtype=torch.long)
         else:
             labels[i] = int(sample.labels[0])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

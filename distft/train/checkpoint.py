@@ -1,6 +1,6 @@
-"""Committed checkpoints: safetensors state from every rank, a position, and a manifest written last.
+"""Committed checkpoints: state from every rank, a position, and a manifest written last.
 
-One portable form for every method, ZeRO stage and world size: each trainable parameter's whole
+State is safetensors in one portable form for every method, ZeRO stage and world size: each trainable parameter's whole
 float32 weights and optimizer tensors stand once, in the file of rank `index % world_size`.
 Nothing is pickled. A directory without a manifest that matches its files is not a checkpoint.
 """

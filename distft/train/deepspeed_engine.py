@@ -211,8 +211,10 @@ class DeepSpeedEngine:
         self._link_optimizer_state()
 
     def _link_optimizer_state(self) -> None:
-        # Stages 1 and 2 map flat optimizer tensors to parameters at the first step only.
+        # Stages 1 and 2 link flat optimizer tensors to parameters once, after the first *group's*
+        # first step, when the other groups have none yet: link again.
         if self._stage in (1, 2):
+            self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _set_partition(

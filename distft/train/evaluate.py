@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from distft.data.order import eval_plan
-from distft.data.shards import SplitReader
+from distft.data.shards import Sample
 from distft.errors import TrainError
 from distft.plugin import Task
 from distft.train.batch import collate
-from distft.train.engine import Engine
+
+
+class Evaluated(Protocol):
+    """The part of an Engine that evaluation uses."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Which of the workers this is."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many workers there are."""
+        ...
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the logits of a micro-batch."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank, on every rank."""
+        ...
+
+
+class Rows(Protocol):
+    """Rows numbered from 0."""
+
+    @property
+    def row_groups(self) -> Sequence[int]:
+        """Their number, in parts."""
+        ...
+
+    def read(self, ids: Sequence[int]) -> list[Sample]:
+        """Return the rows with these numbers."""
+        ...
 
 
 def evaluate(
-    engine: Engine,
+    engine: Evaluated,
     task: Task,
-    reader: SplitReader,
-    labels: list[str],
+    reader: Rows,
+    labels: Sequence[str],
     *,
     batch_size: int,
     pad_id: int,

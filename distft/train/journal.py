@@ -13,7 +13,8 @@ from distft.records import write_text
 class Journal:
     """Append-only JSON lines that a resumed run cuts back to the step it continues from."""
 
-    def __init__(self, run_dir: Path, rank: int, step: int) -> None:
+    def __init__(self, run_dir: Path, rank: int, step: int | None) -> None:
+        """Open the files; `step` is what the run continues from, None for its beginning."""
         self._metrics = run_dir / "metrics.jsonl" if rank == 0 else None
         self._samples = run_dir / "logs" / f"samples-rank-{rank:05d}.jsonl"
         self._samples.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def _append(path: Path, line: Mapping[str, Any]) -> None:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _cut(path: Path, step: int) -> None:
+def _cut(path: Path, step: int | None) -> None:
     """Keep the lines up to a step: what came after it will be done again."""
     if not path.is_file():
         return
@@ -46,6 +47,6 @@ def _cut(path: Path, step: int) -> None:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        if line["step"] <= step:
+        if step is not None and line["step"] <= step:
             kept.append(text)
     write_text(path, "".join(f"{text}\n" for text in kept))

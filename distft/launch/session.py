@@ -1,0 +1,100 @@
+"""Connecting to Ray: a cluster by address, or a local one that ends with the command."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+from distft.config import ClusterConfig
+from distft.errors import ClusterError
+from distft.plan import Capacity, local_capacity
+
+LOCAL_OBJECT_STORE_BYTES = 1 << 30
+DATA_CPUS = 1
+"""Left free for Ray Data beside the training workers; without one it waits for ever."""
+
+
+@contextlib.contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[None]:
+    """Be connected to Ray meanwhile; a connection that exists already is used and left alone.
+
+    Args:
+        cluster: Where; without an address a local Ray is started and ended.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ClusterError: No cluster answers at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Workers must find relative model and data paths where the command was given.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if cluster.address is None:
+            # A CPU is a slot here: a laptop runs more workers than cores, each with fewer threads.
+            cores = len(os.sched_getaffinity(0))
+            slots = max(cores, cluster.num_workers * cluster.cpus_per_worker) + 1 + DATA_CPUS
+            ray.init(
+                address="local",
+                num_cpus=slots,
+                include_dashboard=False,
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                **quiet,
+            )
+        else:
+            ray.init(address=cluster.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"No Ray cluster answers at {cluster.address or 'this machine'}: {error}",
+            "Check cluster.address with `ray status`, or leave it out for a local Ray.",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def capacity(cluster: ClusterConfig) -> Capacity:
+    """Return what the connected cluster offers, by its smallest training node.
+
+    Args:
+        cluster: A local Ray is measured as this machine.
+
+    Returns:
+        Nodes, cores and memory.
+    """
+    if cluster.address is None:
+        return local_capacity()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    with_gpus = [node for node in nodes if node.get("GPU")]
+    training = with_gpus or [node for node in nodes if node.get("CPU")]
+    if not training:
+        raise ClusterError("The cluster has no node with CPUs.", "Check it with `ray status`.")
+    gpu_memory = 0
+    if with_gpus:
+        gpu_memory = ray.get(ray.remote(num_gpus=1)(_gpu_memory_bytes).remote())
+    return Capacity(
+        nodes=len(training),
+        cpus=int(min(node.get("CPU", 1) for node in training)),
+        memory_bytes=int(min(node.get("memory", 0) for node in training)),
+        gpus=int(min(node.get("GPU", 0) for node in training)),
+        gpu_memory_bytes=gpu_memory,
+        source=f"the cluster at {cluster.address}",
+    )
+
+
+def _gpu_memory_bytes() -> int:
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)

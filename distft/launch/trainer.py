@@ -1,0 +1,119 @@
+"""A plan -> Ray Train workers; a lost worker restarts the group from the newest checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.exceptions import RayActorError, RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from distft.config import ClusterConfig
+from distft.errors import DistftError, TrainError
+from distft.launch.network import NodeTorchConfig
+from distft.launch.worker import run_worker
+from distft.plan import Plan
+
+RESTARTS = 2
+"""How often a group is started again after a worker died; errors of the run are never retried."""
+
+
+def fit(
+    order: Mapping[str, Any],
+    cluster: ClusterConfig,
+    plan: Plan,
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Run the workers of a plan to their end.
+
+    Args:
+        order: What each worker gets (see `distft.launch.worker.run_worker`).
+        cluster: What each worker reserves.
+        plan: Of the run.
+        say: Told of every restart.
+
+    Raises:
+        DistftError: What the workers raised.
+        TrainError: Workers died more often than RESTARTS, or raised something else.
+    """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    for attempt in range(RESTARTS + 1):
+        try:
+            _trainer(order, cluster, plan).fit()
+            return
+        except ray.train.TrainingFailedError as error:
+            cause = _cause(error)
+            if isinstance(cause, DistftError):
+                raise cause from None
+            logs = Path(order["run_dir"]) / "logs"
+            if not isinstance(cause, RayActorError) or attempt == RESTARTS:
+                raise TrainError(
+                    f"A worker failed: {type(cause).__name__}: {_first_line(cause)}",
+                    f"The workers' logs are in {logs}; the same command continues the run.",
+                ) from error
+            say(f"a worker died; starting again from the newest checkpoint ({attempt + 1})")
+
+
+def _trainer(order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan) -> TorchTrainer:
+    resources = {"CPU": float(cluster.cpus_per_worker)}
+    if plan.device == "cuda":
+        resources["GPU"] = 1.0
+    environment = {
+        "DS_ACCELERATOR": plan.device,
+        "OMP_NUM_THREADS": str(plan.threads_per_worker),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return TorchTrainer(
+        run_worker,
+        train_loop_config=dict(order),
+        scaling_config=ScalingConfig(
+            num_workers=plan.world_size,
+            use_gpu=plan.device == "cuda",
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            # distft owns the checkpoints; what Ray keeps of a run is of no use after it.
+            storage_path=tempfile.mkdtemp(prefix="distft-ray-"),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+            worker_runtime_env={"env_vars": environment},
+        ),
+        torch_config=NodeTorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the failure behind Ray's wrappers: ours first, then a death, then any other."""
+    found = list(_unwrapped(error))
+    for kind in (DistftError, RayActorError):
+        for candidate in found:
+            if isinstance(candidate, kind):
+                return candidate
+    others = [candidate for candidate in found if not isinstance(candidate, RayError)]
+    return others[-1] if others else error
+
+
+def _unwrapped(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = [
+            getattr(current, name, None) for name in ("cause", "controller_failure", "_base_exc")
+        ]
+        inner += [current.__cause__, *getattr(current, "worker_failures", {}).values()]
+        pending += [item for item in inner if isinstance(item, BaseException)]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else "no message"
