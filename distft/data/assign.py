@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distft.config import DataConfig
@@ -93,7 +93,7 @@ def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Drop
         dropped: Takes the rows that are in no split.
 
     Raises:
-        DataError: There is no row at all, or no usable one.
+        DataError: There is no row at all, no usable one, or none left for a split.
     """
     usable = [row for survey in surveys for row in survey.candidates if row is not None]
     fates = iter(assign(usable, resolve.shares(data), seed))
@@ -111,6 +111,26 @@ def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Drop
                 dropped.add(survey.path, survey.rows[i], reason)
     for split in SPLITS:
         _check_any(split, [survey for survey in surveys if survey.origin == split])
+    rows = Counter(fate for survey in surveys for fate in survey.fates)
+    check_not_empty({split: rows[split] for split in SPLITS}, dropped)
+
+
+def check_not_empty(rows: Mapping[str, int], dropped: Dropped) -> None:
+    """Refuse splits without rows.
+
+    Args:
+        rows: Rows of each split.
+        dropped: Rows in no split, for the message.
+
+    Raises:
+        DataError: A split is empty.
+    """
+    for split, count in rows.items():
+        if not count:
+            raise DataError(
+                f"No row is left for {split}. {dropped.summary()}".strip(),
+                "Give more rows, or set data.eval and data.test to files or larger shares.",
+            )
 
 
 def _check_any(split: Split, surveys: Sequence[Survey]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import ray.data
 from distft import errors, hf, plugin
 from distft.config import ModelConfig, RunConfig
 from distft.data import resolve
-from distft.data.assign import Dropped, Survey, decide, labels_of
+from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
 from distft.data.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -37,6 +36,7 @@ from distft.data.manifest import (
 from distft.data.shards import ENCODED, ShardWriter
 from distft.data.source import Chunk
 from distft.data.split import SPLITS
+from distft.data.stream import ordered_context
 from distft.data.survey import Reading, RowReader, key_of
 from distft.data.tokenize import encode_row
 from distft.errors import DataError, DistftError
@@ -167,7 +167,7 @@ def _make(
     cutoff_len = resolve.cutoff_len(config)
     job = replace(job, context=EncodeContext(cutoff_len, labels))
     splits = _tokenize(job, [survey.codes() for survey in surveys], root, dropped, progress)
-    _check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
+    check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
         key=key,
         task=task.name,
@@ -185,15 +185,6 @@ def _make(
             for file in files
         ],
     )
-
-
-def _check_not_empty(rows: dict[str, int], dropped: Dropped) -> None:
-    for split, count in rows.items():
-        if not count:
-            raise DataError(
-                f"No row is left for {split}. {dropped.summary()}".strip(),
-                "Give more rows, or set data.eval and data.test to files or larger shares.",
-            )
 
 
 def _survey(job: _Job, surveys: Sequence[Survey]) -> None:
@@ -236,15 +227,11 @@ def _tokenize(
 
 def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
     """Yield the tables a stage makes of the job's chunks, in order."""
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     items = [{"chunk": i, "codes": code} for i, code in enumerate(codes)]
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size_bytes = sum(chunk.end - chunk.start for chunk in job.chunks)
     actors = max(1, min(len(items), cpus, size_bytes // _BYTES_PER_ACTOR))
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             stage,
             batch_size=None,
@@ -253,6 +240,8 @@ def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
                 {
                     "fn_constructor_args": (job,),
                     "compute": ray.data.ActorPoolStrategy(size=actors),
+                    # On one node an actor dies for want of memory; the next would as well.
+                    "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
                 }
                 if isinstance(stage, type)
                 else {"fn_args": (job,)}

@@ -62,14 +62,21 @@ def stream(
                 yield plan, _samples(table, i, plan)
 
 
-def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Table]:
+def ordered_context() -> ray.data.DataContext:
+    """Return settings for a dataset whose blocks keep their order; it draws no progress bars."""
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It warns that the bars are off, which was asked for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    return context
+
+
+def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Table]:
     blocks = [segment[i : i + _BLOCK_STEPS] for i in range(0, len(segment), _BLOCK_STEPS)]
     items = [{"plans": json.dumps([[p.step, p.micro_batches] for p in block])} for block in blocks]
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read,
             fn_args=(str(root), split),
@@ -78,7 +85,7 @@ def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Tab
             # Reading is short and the training workers may hold every CPU: asking Ray for one
             # would wait for ever.
             num_cpus=0,
-            concurrency=_READERS,
+            compute=ray.data.TaskPoolStrategy(size=_READERS),
         )
         tables: Iterable[pa.Table] = dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_BLOCKS

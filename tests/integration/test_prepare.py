@@ -202,21 +202,22 @@ def test_leftovers_of_an_interrupted_preparation_are_replaced(
     assert load_manifest(root) == manifest
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_broken_shard_is_refused(tmp_path: Path, make_config: MakeConfig, damage: str) -> None:
+def test_a_broken_shard_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(write_csv(tmp_path / "r.csv", reviews(60)))
     root, manifest = prepare(config)
     shard = root / manifest.splits["train"].shards[0].file
-    content = bytearray(shard.read_bytes())
-    if damage == "remove":
-        shard.unlink()
-    elif damage == "truncate":
-        shard.write_bytes(content[:-1])
-    else:
-        content[len(content) // 2] ^= 1
-        shard.write_bytes(content)
-    with pytest.raises(DataError, match=r"train-00000\.parquet"):
+    content = shard.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    for damaged in (content[:-1], bytes(flipped)):
+        shard.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"train-00000\.parquet"):
+            prepare(config)
+    shard.unlink()
+    with pytest.raises(DataError, match=r"train-00000\.parquet is missing"):
         prepare(config)
+    shard.write_bytes(content)
+    assert prepare(config) == (root, manifest)
 
 
 def test_many_chunks_of_many_files_give_the_order_of_the_files(
@@ -267,16 +268,25 @@ def test_max_samples_caps_training_rows_only(tmp_path: Path, make_config: MakeCo
 
 
 def refused(config: RunConfig, error: type[Exception], *parts: str) -> None:
+    for function in (sample_stats, prepare):
+        with pytest.raises(error) as caught:
+            function(config)
+        for part in parts:
+            assert part in str(caught.value)
+    assert not [path for path in prepared(config).glob("*") if path.is_dir()]
+
+
+def refused_by_plan(config: RunConfig, error: type[Exception], *parts: str) -> None:
     with pytest.raises(error) as caught:
-        prepare(config)
+        sample_stats(config)
     for part in parts:
         assert part in str(caught.value)
-    assert not [path for path in prepared(config).glob("*") if path.is_dir()]
 
 
 def test_refusals_name_file_and_row_and_leave_nothing(
     tmp_path: Path, make_config: MakeConfig
 ) -> None:
+    # plan and prepare decide with the same code; some cases are enough to show that both reach it.
     good = [{"text": t, "label": s} for t, s in reviews(30)]
     broken = write_jsonl(tmp_path / "b.jsonl", [*good, '{"text": '])
     refused(
@@ -287,7 +297,7 @@ def test_refusals_name_file_and_row_and_leave_nothing(
         "column",
     )
     none = write_jsonl(tmp_path / "n.jsonl", [{"text": "", "label": "a"}] * 3)
-    refused(
+    refused_by_plan(
         make_config(none),
         DataError,
         "no usable row",
@@ -295,7 +305,7 @@ def test_refusals_name_file_and_row_and_leave_nothing(
         "n.jsonl:1",
     )
     one = write_jsonl(tmp_path / "o.jsonl", [{"text": t, "label": "a"} for t, _ in reviews(30)])
-    refused(make_config(one), DataError, "1 class (a); at least 2")
+    refused_by_plan(make_config(one), DataError, "1 class (a); at least 2")
     unseen = write_jsonl(tmp_path / "u.jsonl", [{"text": "new", "label": "odd"}])
     config = make_config(write_jsonl(tmp_path / "g.jsonl", good), eval=str(unseen))
     refused(config, DataError, "u.jsonl:1:", "'odd'", "eval", "never seen in training")
@@ -305,16 +315,18 @@ def test_refusals_name_file_and_row_and_leave_nothing(
     ragged.write_text('text,label\nfine,a\n"never closed,b\nlost,a\n')
     refused(make_config(ragged, format="classification"), DataError, "q.csv:3:", "never closed")
     long = make_config(write_csv(tmp_path / "l.csv", reviews(30)), cutoff_len=65)
-    refused(long, ConfigError, "cutoff_len", "65", "64")
+    refused_by_plan(long, ConfigError, "cutoff_len", "65", "64")
     both = make_config(write_csv(tmp_path / "m.csv", reviews(30)), eval=0.5, test=0.5)
-    refused(both, ConfigError, "leave nothing to train on")
+    refused_by_plan(both, ConfigError, "leave nothing to train on")
 
 
 def test_bad_row_met_by_the_tokenizer_stops_too(tmp_path: Path, make_config: MakeConfig) -> None:
     rows = [{"instruction": f"say {i}", "output": f"row {i}"} for i in range(30)]
     rows[4] = {"instruction": "word " * 80, "output": "never reached"}
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="error")
-    refused(config, DataError, "a.jsonl:5:", "beyond cutoff_len")
+    with pytest.raises(DataError, match=r"a\.jsonl:5: the answer lies beyond cutoff_len"):
+        prepare(config)
+    assert not [path for path in prepared(config).glob("*") if path.is_dir()]
 
 
 def test_detection_says_what_it_found_and_what_is_allowed(
