@@ -1,0 +1,260 @@
+"""The same numbers, however a step is cut, sharded, offloaded or interrupted.
+
+Losses, gradient norms and final weights are compared with a single-process torch run. AdamW with
+clipping hides a wrong scale of the gradient; SGD without clipping shows it, so both run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distft.train import checkpoint
+
+STEPS = 12
+LOSS_TOLERANCE = 2e-5
+WEIGHT_TOLERANCE = 2e-4
+
+Run = tuple[list[dict[str, Any]], Path]
+OPTIMIZERS = {
+    "adamw": {"optim": "adamw_torch", "learning_rate": 1e-2, "max_grad_norm": 1.0},
+    "sgd": {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"name": "full"},
+    "lora": {"name": "lora", "r": 5, "lora_alpha": 40},
+    "freeze": {"name": "freeze", "trainable_layers": 1},
+}
+
+
+@pytest.fixture
+def make_case(
+    tiny_llama: Path, progressions: Path, tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
+    """Keywords of the train section, and `method`, `optim`, `world`, `stage` -> a case."""
+    number = itertools.count()
+
+    def make(
+        *, method: str = "full", optim: str = "adamw", world: int = 1, stage: int = 0, **more: Any
+    ) -> dict[str, Any]:
+        run_dir = more.pop("run_dir", tmp_path / f"run-{next(number)}")
+        run_dir.mkdir(exist_ok=True)
+        cluster = {
+            "num_workers": world,
+            "zero_stage": stage,
+            "offload": more.pop("offload", "none"),
+        }
+        train = {
+            "global_batch_size": 8,
+            "max_steps": STEPS,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 2,
+            "weight_decay": 0.1,
+            "logging_steps": 1,
+            "eval_steps": 4,
+            **OPTIMIZERS[optim],
+        }
+        model = {"id": str(tiny_llama), "dtype": more.pop("dtype", "float32")}
+        if "dropout" in more:
+            model["dropout"] = more.pop("dropout")
+        driver = {key: more.pop(key) for key in ("stop_at", "deepspeed") if key in more}
+        return {
+            "run_dir": str(run_dir),
+            "data_root": str(progressions),
+            "config": {
+                "name": "golden",
+                "model": model,
+                "task": "sft",
+                "data": {"train": "none"},
+                "method": METHODS[method],
+                "train": train | more,
+                "cluster": cluster,
+            },
+            **driver,
+        }
+
+    return make
+
+
+def losses(lines: list[dict[str, Any]], key: str = "loss") -> torch.Tensor:
+    return torch.tensor([line[key] for line in lines if "loss" in line])
+
+
+def weights(case: dict[str, Any], step: int = STEPS) -> dict[str, torch.Tensor]:
+    folder = checkpoint.step_dir(Path(case["run_dir"]), step)
+    assert checkpoint.verify(folder) is None
+    read = checkpoint.read_state(folder)
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in (folder / "state").glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names |= {key.rpartition("|")[0] for key in file.keys()}  # noqa: SIM118
+    return {name: read(name)["param"] for name in names}
+
+
+def assert_same(
+    ours: tuple[list[dict[str, Any]], dict[str, Any]],
+    reference: tuple[list[dict[str, Any]], dict[str, Any]],
+    record: Callable[[str, float], None],
+) -> None:
+    for key in ("loss", "grad_norm", "learning_rate"):
+        difference = (losses(ours[0], key) - losses(reference[0], key)).abs()
+        scale = losses(reference[0], key).abs().max()
+        record(key, float(difference.max() / scale))
+        assert difference.max() <= LOSS_TOLERANCE * scale, key
+        # A one-sided shift is the signature of a wrong scale even where each point passes.
+        assert difference.mean() <= LOSS_TOLERANCE / 2 * scale, key
+    mine, theirs = weights(ours[1]), weights(reference[1])
+    assert mine.keys() == theirs.keys()
+    worst = max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+    record("weights", worst)
+    assert worst <= WEIGHT_TOLERANCE
+    evaluations = [
+        [line["eval_loss"] for line in lines if "eval_loss" in line]
+        for lines, _ in (ours, reference)
+    ]
+    torch.testing.assert_close(*map(torch.tensor, evaluations), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def differences(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Keep the largest differences seen, for the test report (`--junit-xml`) and `-rA`."""
+
+    def record(key: str, value: float) -> None:
+        record_property(key, value)
+        print(f"largest difference in {key}: {value:.2e}")
+
+    return record
+
+
+@pytest.mark.parametrize("optim", list(OPTIMIZERS))
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_zero_stages_equal_torch(one, two, make_case, differences, method, optim) -> None:
+    reference_case = make_case(method=method, optim=optim, gradient_accumulation_steps=2)
+    reference = one.run(reference_case)
+    fallen = losses(reference)
+    assert fallen[-1] < 0.8 * fallen[0], "a loss that does not fall proves nothing"
+    for stage in range(4):
+        case = make_case(
+            method=method, optim=optim, world=2, stage=stage, gradient_accumulation_steps=2
+        )
+        assert_same((two.run(case), case), (reference, reference_case), differences)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_equals_torch(one, two, make_case, differences, stage) -> None:
+    reference_case = make_case(optim="adamw")
+    reference = one.run(reference_case)
+    case = make_case(world=2, stage=stage, offload="cpu")
+    assert_same((two.run(case), case), (reference, reference_case), differences)
+
+
+def test_freeze_under_zero_3_equals_torch(one, two, make_case, differences) -> None:
+    reference_case = make_case(method="freeze", optim="sgd")
+    reference = one.run(reference_case)
+    case = make_case(method="freeze", optim="sgd", world=2, stage=3)
+    assert_same((two.run(case), case), (reference, reference_case), differences)
+
+
+@pytest.mark.parametrize(
+    ("world", "accumulation", "micro"), [(1, 1, 8), (1, 2, 4), (1, 8, 1), (2, 1, 4), (2, 4, 1)]
+)
+def test_splits_of_a_step_are_equal(
+    one, two, make_case, differences, world, accumulation, micro
+) -> None:
+    reference_case = make_case(optim="sgd", gradient_accumulation_steps=3)
+    reference = one.run(reference_case)
+    case = make_case(
+        optim="sgd",
+        world=world,
+        stage=2 if world == 2 else 0,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=micro,
+    )
+    group = two if world == 2 else one
+    assert_same((group.run(case), case), (reference, reference_case), differences)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("optim", list(OPTIMIZERS))
+def test_interrupted_equals_uninterrupted(two, make_case, stage, optim) -> None:
+    """Dropout is on: its masks are keyed by place, not by what ran before."""
+    same = {"optim": optim, "world": 2, "stage": stage, "method": "lora", "save_steps": 3}
+    whole_case = make_case(**same)
+    whole = two.run(whole_case)
+    # Stops after step 8, so the steps since the checkpoint of step 6 are lost and done again.
+    broken = make_case(**same, stop_at=8)
+    two.run(broken)
+    resumed_case = {**broken, "stop_at": None}
+    resumed = two.run(resumed_case)
+    assert [line["note"] for line in resumed if "note" in line] == ["continued from step 6"]
+    tail = losses(whole)[6:]
+    torch.testing.assert_close(losses(resumed), tail, atol=0, rtol=0)
+    mine, theirs = weights(resumed_case), weights(whole_case)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(("first", "then"), [((2, 3), (1, 0)), ((1, 0), (2, 1)), ((2, 2), (2, 3))])
+@pytest.mark.parametrize("optim", list(OPTIMIZERS))
+def test_checkpoint_continues_at_another_world_and_stage(
+    one, two, make_case, differences, first, then, optim
+) -> None:
+    groups = {1: one, 2: two}
+    whole_case = make_case(optim=optim)
+    whole = one.run(whole_case)
+    broken = make_case(optim=optim, world=first[0], stage=first[1], save_steps=4, stop_at=6)
+    groups[first[0]].run(broken)
+    case = make_case(
+        optim=optim, world=then[0], stage=then[1], save_steps=4, run_dir=Path(broken["run_dir"])
+    )
+    resumed = groups[then[0]].run(case)
+    difference = (losses(resumed) - losses(whole)[4:]).abs().max()
+    differences("loss", float(difference))
+    assert difference <= LOSS_TOLERANCE * losses(whole).max()
+
+
+def test_damaged_checkpoint_is_passed_over(one, make_case) -> None:
+    broken = make_case(save_steps=2, stop_at=7)
+    one.run(broken)
+    newest = checkpoint.step_dir(Path(broken["run_dir"]), 6)
+    state = next((newest / "state").glob("*.safetensors"))
+    state.write_bytes(state.read_bytes()[:-100])
+    resumed = one.run({**broken, "stop_at": None})
+    notes = [line["note"] for line in resumed if "note" in line]
+    assert "step-00000006 is not used" in notes[0]
+    assert "damaged" in notes[0]
+    assert notes[1] == "continued from step 4"
+
+
+def test_bfloat16_weights_train_alike_at_every_stage(two, make_case) -> None:
+    """The master weights are float32, so the loss falls; bfloat16 rounds, so only roughly alike."""
+    runs = [two.run(make_case(world=2, stage=stage, dtype="bfloat16")) for stage in (1, 2, 3)]
+    for lines in runs:
+        assert losses(lines)[-1] < 0.8 * losses(lines)[0]
+        torch.testing.assert_close(losses(lines), losses(runs[0]), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_bf16_autocast_follows_float32(one, two, make_case, world, stage) -> None:
+    group = two if world == 2 else one
+    exact = losses(group.run(make_case(world=world, stage=stage)))
+    rounded = losses(group.run(make_case(world=world, stage=stage, bf16=True)))
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 3)])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_gradient_checkpointing_changes_nothing(
+    one, two, make_case, differences, world, stage, method
+) -> None:
+    group = two if world == 2 else one
+    reference_case = make_case(method=method, world=world, stage=stage)
+    case = make_case(method=method, world=world, stage=stage, gradient_checkpointing=True)
+    assert_same((group.run(case), case), (group.run(reference_case), reference_case), differences)
