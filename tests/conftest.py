@@ -11,29 +11,24 @@ import pytest
 from distft import assets
 from distft.errors import ConfigError
 
-MISSING = "missing asset"
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--require-assets",
         action="store_true",
-        help="Fail, instead of skip, where a packaged model or data set is missing.",
+        help="Fail when a test was skipped for a missing packaged model or data set.",
     )
 
 
 @pytest.fixture(scope="session")
-def asset(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+def asset() -> Callable[[str], Path]:
     """name -> path of a packaged model (folder) or data set (file); skips when it is missing."""
 
     def path(name: str) -> Path:
         try:
             return assets.resolve(assets.PREFIX + name, assets.ASSETS[name].kind)
         except ConfigError as error:
-            reason = f"{MISSING} {name}: {error.hint}"
-            if request.config.getoption("--require-assets"):
-                pytest.fail(reason)
-            pytest.skip(reason)
+            pytest.skip(f"{name}: {error.hint}")
 
     return path
 
@@ -48,8 +43,21 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    skipped = terminalreporter.stats.get("skipped", [])
-    missing = [report for report in skipped if MISSING in str(report.longrepr)]
-    line = f"skipped: {len(skipped)}, of them for a missing asset: {len(missing)}"
-    terminalreporter.write_line(line)
+def missing_assets(config: pytest.Config) -> list[str]:
+    """Return the tests skipped for an asset; every such skip ends with the install line."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    return [report.nodeid for report in skipped if assets.INSTALL_LINE in str(report.longrepr)]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--require-assets") and missing_assets(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    missing = len(missing_assets(config))
+    terminalreporter.write_line(f"skipped: {skipped}, of them for a missing asset: {missing}")
+    if missing:
+        terminalreporter.write_line(f"fetch the assets: {assets.INSTALL_LINE}")
