@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -228,27 +229,26 @@ def _tokenize(
 def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
     """Yield the tables a stage makes of the job's chunks, in order."""
     items = [{"chunk": i, "codes": code} for i, code in enumerate(codes)]
+    how = _actors(job) if isinstance(stage, type) else {"fn_args": (job,)}
+    with ray.data.DataContext.current(ordered_context()), warnings.catch_warnings():
+        # `max_restarts` has no other spelling in this Ray.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            stage, batch_size=None, batch_format="pyarrow", **how
+        )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _actors(job: _Job) -> dict[str, Any]:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size_bytes = sum(chunk.end - chunk.start for chunk in job.chunks)
-    actors = max(1, min(len(items), cpus, size_bytes // _BYTES_PER_ACTOR))
-    with ray.data.DataContext.current(ordered_context()):
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            stage,
-            batch_size=None,
-            batch_format="pyarrow",
-            **(
-                {
-                    "fn_constructor_args": (job,),
-                    "compute": ray.data.ActorPoolStrategy(size=actors),
-                    # On one node an actor dies for want of memory; the next would as well.
-                    "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
-                }
-                if isinstance(stage, type)
-                else {"fn_args": (job,)}
-            ),
-        )
-        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    yield from tables
+    size = max(1, min(len(job.chunks), cpus, size_bytes // _BYTES_PER_ACTOR))
+    return {
+        "fn_constructor_args": (job,),
+        "compute": ray.data.ActorPoolStrategy(size=size),
+        # On one node an actor dies for want of memory; the next would as well.
+        "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
+    }
 
 
 def _survey_chunks(batch: pa.Table, job: _Job) -> Iterator[pa.Table]:

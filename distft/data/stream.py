@@ -21,7 +21,8 @@ from distft.data.order import StepPlan
 from distft.data.shards import Sample, open_split
 
 _SEGMENT_STEPS = 1000
-_BLOCK_STEPS = 8
+_BLOCK_SAMPLES = 256
+"""Samples one Ray task reads; fewer would cost more in tasks than in reading."""
 _PREFETCHED_BLOCKS = 4
 _READERS = 2
 
@@ -74,7 +75,9 @@ def ordered_context() -> ray.data.DataContext:
 
 
 def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Table]:
-    blocks = [segment[i : i + _BLOCK_STEPS] for i in range(0, len(segment), _BLOCK_STEPS)]
+    samples = sum(len(ids) for plan in segment for ids in plan.micro_batches)
+    steps = max(1, _BLOCK_SAMPLES * len(segment) // max(1, samples))
+    blocks = [segment[i : i + steps] for i in range(0, len(segment), steps)]
     items = [{"plans": json.dumps([[p.step, p.micro_batches] for p in block])} for block in blocks]
     with ray.data.DataContext.current(ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
