@@ -58,7 +58,10 @@ def stats_of(manifest: Manifest) -> DataStats:
 
 
 def sample_stats(config: RunConfig) -> DataStats:
-    """Return statistics without preparing: rows read once, at most 256 of them tokenized.
+    """Return statistics without preparing: rows read once, 256 of them tokenized.
+
+    Which 256 is decided by the hash of their input: files are often sorted, and the first rows
+    would speak for themselves only.
 
     Args:
         config: The configuration.
@@ -76,24 +79,25 @@ def sample_stats(config: RunConfig) -> DataStats:
     reader = RowReader(format_name, columns)
     context_len = resolve.cutoff_len(config)
     surveys: list[Survey] = []
-    first: list[Row] = []
+    sample: list[tuple[bytes, Row]] = []
     scale: dict[Split, float] = {}
     for split, files in resolve.sources(config.data).items():
         chunks = [chunk for file in files for chunk in file.chunks]
         read = list(_affordable(chunks))
         scale[split] = sum(c.end - c.start for c in chunks) / sum(c.end - c.start for c in read)
         for chunk in read:
-            surveys.append(_survey(reader, task, chunk, split, config, first))
+            surveys.append(_survey(reader, task, chunk, split, config, sample))
+    _keep_smallest(sample)
     decide(surveys, config.data, config.train.seed, Dropped())
     complete = all(factor == 1 for factor in scale.values())
     labels = labels_of(surveys, task, config.data, complete=complete)
     context = EncodeContext(context_len, labels)
     tokenizer = hf.load_tokenizer(config.model)
-    encoded = (encode_row(row, task, tokenizer, context) for row in first)
+    encoded = (encode_row(row, task, tokenizer, context) for _, row in sample)
     lengths = [len(one.input_ids) for one in encoded if isinstance(one, Encoded)]
     if not lengths:
         raise DataError(
-            f"None of the first {len(first)} usable rows of data.train can be tokenized within "
+            f"None of {len(sample)} usable rows of data.train can be tokenized within "
             f"{context_len} tokens.",
             "Raise data.cutoff_len, or look at the rows.",
         )
@@ -116,7 +120,12 @@ def _affordable(chunks: list[Chunk]) -> Iterator[Chunk]:
 
 
 def _survey(
-    reader: RowReader, task: Task, chunk: Chunk, split: Split, config: RunConfig, first: list[Row]
+    reader: RowReader,
+    task: Task,
+    chunk: Chunk,
+    split: Split,
+    config: RunConfig,
+    sample: list[tuple[bytes, Row]],
 ) -> Survey:
     survey = Survey(chunk.path, split)
     for reading in reader.read(chunk):
@@ -126,9 +135,16 @@ def _survey(
             continue
         key = key_of(task.key(reading.value))
         survey.add(reading.row, key, task.stratum(reading.value), None)
-        if split == "train" and len(first) < _SAMPLED_ROWS:
-            first.append(reading.value)
+        if split == "train":
+            sample.append((key, reading.value))
+            if len(sample) > 8 * _SAMPLED_ROWS:
+                _keep_smallest(sample)
     return survey
+
+
+def _keep_smallest(sample: list[tuple[bytes, Row]]) -> None:
+    sample.sort(key=lambda pair: pair[0])
+    del sample[_SAMPLED_ROWS:]
 
 
 def _refuse_if_asked(reading: Reading, config: RunConfig) -> None:
