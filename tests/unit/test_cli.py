@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +184,30 @@ sys.exit(cli.main(["report", "x", "--json"]))
     assert json.loads(done.stdout) == {"html": "report.html"}
     assert "from a child" in done.stderr
     assert "from Python" in done.stderr
+
+
+def test_ctrl_c_ends_with_130_and_one_line() -> None:
+    script = """
+import sys, time
+from distft import api, cli
+
+def wait(run):
+    print("waiting", flush=True)
+    time.sleep(60)
+
+api.report = wait
+sys.exit(cli.main(["report", "x"]))
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() == "Interrupted. The same command continues a training run."
 
 
 @pytest.mark.parametrize("task", sorted(plugin.tasks()))
