@@ -43,8 +43,9 @@ def plan(config: RunConfig) -> Plan:
     Raises:
         DistftError: Anything wrong with configuration, model or data, or it does not fit.
     """
+    from distft.capacity import local_capacity, shape_capacity
     from distft.data.stats import sample_stats
-    from distft.plan import local_capacity, make_plan, shape_capacity
+    from distft.plan import make_plan
 
     config = _resolved(config)
     shape = config.cluster.shape
@@ -86,13 +87,15 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunRecord:
         DistftError: Anything wrong, refused or failed; run.json says so too.
     """
     from distft.data.resolve import prepared_key
+    from distft.plan import batch_sizes
 
     config = _resolved(config)
     folder = config.run_dir
     console = Console(stderr=True)
     run_dir.check_writable(folder.parent)
     task = plugin.tasks()[config.task.name]
-    config_hash = config.hash(prepared_key(config, task, config.data.format or ""))
+    data_key = prepared_key(config, task, config.data.format or "")
+    config_hash = config.hash(data_key, batch_sizes(config)[0])
     held = run_dir.check_free(folder, config_hash, fresh=fresh)
     if held is not None and held.status == "completed":
         _close(folder, console)
@@ -186,9 +189,10 @@ def _prepare(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
 
 
 def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) -> RunRecord:
+    from distft.capacity import shape_capacity
     from distft.data.stats import stats_of
     from distft.launch import preflight, session, trainer
-    from distft.plan import make_plan, shape_capacity
+    from distft.plan import make_plan
 
     started = time.time()
     with session.connected(config.cluster):

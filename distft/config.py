@@ -29,6 +29,18 @@ from distft import plugin
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DEFAULT_METHOD = "lora"
 
+_LEARNS_THE_SAME = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "global_batch_size",
+    "gradient_checkpointing",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+)
+"""Keys of `train` that may change when a run is continued: a step holds the same samples."""
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
@@ -306,11 +318,12 @@ class RunConfig(Section):
             plain[key] = value.model_dump() if isinstance(value, BaseModel) else value
         return plain
 
-    def hash(self, data_key: str) -> str:
-        """Return the hash of what is learnt: everything but names, paths and the cluster.
+    def hash(self, data_key: str, global_batch_size: int) -> str:
+        """Return the hash of what is learnt: not of names, paths, workers or how a step is cut.
 
         Args:
             data_key: Key of the prepared data, which stands for the paths and split settings.
+            global_batch_size: Samples of a step; where it is derived, it depends on the workers.
 
         Returns:
             16 hexadecimal digits.
@@ -318,7 +331,7 @@ class RunConfig(Section):
         plain = self.dump()
         for key in ("name", "output_dir", "report_to", "cluster", "data"):
             del plain[key]
-        for key in ("logging_steps", "save_steps", "save_total_limit"):
+        for key in _LEARNS_THE_SAME:
             del plain["train"][key]
-        text = json.dumps([plain, data_key], sort_keys=True)
+        text = json.dumps([plain, data_key, global_batch_size], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -196,7 +196,9 @@ def load_model(
             "The files are incomplete or of another model; a run would train random weights.",
         )
     _draw_new_weights(loaded, new, seed, gather)
-    return loaded.train()
+    loaded.train()
+    whole: PreTrainedModel = loaded
+    return whole
 
 
 def head_modules(model: nn.Module) -> list[str]:
@@ -290,15 +292,17 @@ def convert_gguf(gguf_file: Path, target: Path) -> None:
         target: Folder to write; made if absent.
     """
     _quiet()
-    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    folder, name = gguf_file.parent, gguf_file.name
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32
+    )
     kept = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
     config = type(loaded.config).from_dict(kept)
     plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict(), strict=True)
     plain.tie_weights()
     plain.save_pretrained(target)
-    transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(target)
+    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
 
 
 def _quiet() -> None:

@@ -6,44 +6,24 @@ Pure but for the meta-device model that counts parameters; loads no weights, lau
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
 from distft import plugin
-from distft.config import RunConfig, ShapeConfig
+from distft.capacity import Capacity, size_text
+from distft.config import RunConfig
 from distft.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
     from distft.data.stats import DataStats
 
-GIB = 1 << 30
 USABLE_SHARE = 0.9
 """Of the memory, for model states; the rest is the process and its libraries."""
 DEFAULT_GLOBAL_BATCH = 16
 LARGEST_DEFAULT_MICRO_BATCH = 8
 STAGES = (0, 1, 2, 3)
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What a cluster offers; all nodes are taken to be alike."""
-
-    nodes: int
-    cpus: int
-    """CPU cores of a node."""
-    memory_bytes: int
-    """Main memory of a node."""
-    gpus: int
-    """Graphics cards of a node."""
-    gpu_memory_bytes: int
-    """Memory of one graphics card."""
-    source: str
-    """Where these numbers come from, for the plan's text."""
 
 
 class Memory(BaseModel):
@@ -96,7 +76,7 @@ class Plan(BaseModel):
         """Return the plan as a page of text."""
         about = "" if self.exact else "about "
         memory = self.memory
-        stages = ", ".join(f"{s}: {_size(b)}" for s, b in memory.by_stage.items())
+        stages = ", ".join(f"{s}: {size_text(b)}" for s, b in memory.by_stage.items())
         share = 100 * self.trainable_params / self.params
         lines = [
             f"model      {self.params:,} parameters, {self.trainable_params:,} trained "
@@ -114,53 +94,15 @@ class Plan(BaseModel):
             f"{self.total_samples:,} samples, warm-up {self.warmup_steps}, evaluation every "
             f"{self.eval_steps or self.total_steps}",
             f"rate       {self.learning_rate:g}",
-            f"memory     {_size(memory.total_bytes)} of model states a worker (weights "
-            f"{_size(memory.weights_bytes)}, gradients {_size(memory.gradients_bytes)}, optimizer "
-            f"{_size(memory.optimizer_bytes)}) of {_size(memory.available_bytes)}; activations "
-            f"come on top",
+            f"memory     {size_text(memory.total_bytes)} of model states a worker (weights "
+            f"{size_text(memory.weights_bytes)}, gradients {size_text(memory.gradients_bytes)}, "
+            f"optimizer {size_text(memory.optimizer_bytes)}) of "
+            f"{size_text(memory.available_bytes)}; activations come on top",
             f"           by ZeRO stage: {stages}",
             *(f"{key} because {reason}" for key, reason in self.reasons.items()),
             *(f"note: {note}" for note in self.notes),
         ]
         return "\n".join(lines)
-
-
-def local_capacity() -> Capacity:
-    """Return what this machine offers."""
-    import psutil
-    import torch
-
-    gpus = torch.cuda.device_count()
-    return Capacity(
-        nodes=1,
-        cpus=len(os.sched_getaffinity(0)),
-        memory_bytes=psutil.virtual_memory().total,
-        gpus=gpus,
-        gpu_memory_bytes=torch.cuda.get_device_properties(0).total_memory if gpus else 0,
-        source="this machine",
-    )
-
-
-def shape_capacity(shape: ShapeConfig) -> Capacity:
-    """Return what `cluster.shape` states.
-
-    Args:
-        shape: The section of the configuration.
-
-    Returns:
-        The same as numbers.
-
-    Raises:
-        ConfigError: A size is not one.
-    """
-    return Capacity(
-        nodes=shape.nodes,
-        cpus=shape.cpus,
-        memory_bytes=_parse_size("cluster.shape.memory", shape.memory),
-        gpus=shape.gpus,
-        gpu_memory_bytes=_parse_size("cluster.shape.gpu_memory", shape.gpu_memory),
-        source="cluster.shape",
-    )
 
 
 def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
@@ -193,7 +135,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     totals = {s: _states(config, params, trainable, s, world, device) for s in STAGES}
     stage = _stage(config, totals, available, world, capacity, reasons)
     weights, gradients, optimizer = totals[stage]
-    global_batch, micro, accumulation = _batches(config, world, reasons)
+    global_batch, micro, accumulation = batch_sizes(config, reasons)
     train = config.train
     steps_per_epoch = max(1, math.ceil(stats.rows["train"] / global_batch))
     total = train.max_steps or max(1, math.ceil(train.num_train_epochs * steps_per_epoch))
@@ -334,8 +276,8 @@ def _stage(
     else:
         need = min(sum(totals[s]) for s in STAGES)
     raise PlanError(
-        f"The model states need {_size(need)} a worker, {_size(available)} of {capacity.source} "
-        f"is usable.",
+        f"The model states need {size_text(need)} a worker; {size_text(available)} of "
+        f"{capacity.source} is usable.",
         _what_fits(totals, fitting, available, world, adapter),
     )
 
@@ -348,15 +290,30 @@ def _what_fits(
     adapter: bool,
 ) -> str:
     if fitting:
-        return f"cluster.zero_stage={fitting[0]} fits: {_size(sum(totals[fitting[0]]))} a worker."
+        return (
+            f"cluster.zero_stage={fitting[0]} fits: {size_text(sum(totals[fitting[0]]))} a worker."
+        )
     # At stage 3 everything is divided, so workers times bytes is constant.
     workers = math.ceil(sum(totals[3]) * world / available)
     text = f"cluster.num_workers={workers} with zero_stage=3 would fit, on nodes like these"
     return text + ("." if adapter else "; so may method=lora, which trains far less.")
 
 
-def _batches(config: RunConfig, world: int, reasons: dict[str, str]) -> tuple[int, int, int]:
-    train = config.train
+def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tuple[int, int, int]:
+    """Return how an optimizer step is made up.
+
+    Args:
+        config: The configuration.
+        reasons: Gets a reason for each derived value.
+
+    Returns:
+        (samples of a step over all workers, samples of a micro-batch, micro-batches per worker).
+
+    Raises:
+        ConfigError: The settings contradict one another.
+    """
+    train, world = config.train, config.cluster.num_workers
+    reasons = {} if reasons is None else reasons
     micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
     whole = train.global_batch_size
     if whole is None:
@@ -406,18 +363,3 @@ def _eval_steps(config: RunConfig, total: int, per_epoch: int, reasons: dict[str
     if train.eval_steps is None:
         reasons["train.eval_steps"] = "a fifth of the run"
     return train.eval_steps or max(1, math.ceil(total / 5))
-
-
-def _parse_size(key: str, text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?B)\s*", text)
-    if not match:
-        raise ConfigError(f"{key}: got {text!r}; allowed: a number and a unit, such as 80GiB.")
-    power = "KMGT".index(match[2][0]) + 1
-    return int(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
-
-
-def _size(count_bytes: float) -> str:
-    for unit, scale in (("GiB", GIB), ("MiB", 1 << 20)):
-        if count_bytes >= scale:
-            return f"{count_bytes / scale:.2f} {unit}"
-    return f"{count_bytes / 1024:.1f} KiB"

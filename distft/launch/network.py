@@ -46,14 +46,14 @@ def use_node_interface() -> None:
         os.environ.setdefault(variable, name)
 
 
-class _NodeTorchBackend(_TorchBackend):
+class _NodeTorchBackend(_TorchBackend):  # type: ignore[misc]  # Ray ships no types
     def on_start(self, worker_group: object, backend_config: TorchConfig) -> None:
         worker_group.execute(use_node_interface)  # type: ignore[attr-defined]  # Ray's own group
         super().on_start(worker_group, backend_config)
 
 
 @dataclass
-class NodeTorchConfig(TorchConfig):
+class NodeTorchConfig(TorchConfig):  # type: ignore[misc]  # Ray ships no types
     """Ray's TorchConfig that sets each node's interface before the process group forms."""
 
     @property

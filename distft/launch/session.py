@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import ray
 
+from distft.capacity import Capacity, local_capacity
 from distft.config import ClusterConfig
 from distft.errors import ClusterError
-from distft.plan import Capacity, local_capacity
 
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
 DATA_CPUS = 1

@@ -45,9 +45,10 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         modules_to_save=hf.head_modules(model) if task.new_head else None,
     )
     try:
-        return peft.get_peft_model(model, wanted)
+        adapted: nn.Module = peft.get_peft_model(model, wanted)
     except ValueError as error:
         raise ConfigError(f"method.target_modules: {str(error).splitlines()[0]}") from error
+    return adapted
 
 
 METHOD = Method(

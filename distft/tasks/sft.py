@@ -38,10 +38,8 @@ def _render(
             f"{tokenizer.name_or_path} has no chat template, which task sft needs.",
             "Take an instruction-tuned model, whose tokenizer brings its template.",
         )
-    text: str = tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=prompt
-    )
-    return text
+    plain = [dict(message) for message in messages]
+    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt))
 
 
 def _answer_spans(

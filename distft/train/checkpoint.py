@@ -1,7 +1,8 @@
 """Committed checkpoints: state from every rank, a position, and a manifest written last.
 
-State is safetensors in one portable form for every method, ZeRO stage and world size: each trainable parameter's whole
-float32 weights and optimizer tensors stand once, in the file of rank `index % world_size`.
+State is safetensors in one portable form for every method, ZeRO stage and world size: each
+trainable parameter's whole float32 weights and optimizer tensors stand once, in the file of rank
+`index % world_size`.
 Nothing is pickled. A directory without a manifest that matches its files is not a checkpoint.
 """
 
@@ -115,7 +116,7 @@ def newest(run_dir: Path, config_hash: str) -> tuple[Path | None, list[str]]:
     Returns:
         Its directory or None, and a sentence for each newer one passed over.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for folder in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
         problem = verify(folder, config_hash)
         if problem is None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +71,11 @@ class DeepSpeedEngine:
         # Read when deepspeed is first imported; a CPU run on a machine with a GPU must say so.
         os.environ.setdefault("DS_ACCELERATOR", plan.device)
         os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        # DeepSpeed builds its CPU kernels with the ninja beside this interpreter, which is not on
+        # the PATH of a virtual environment that was never activated.
+        scripts = str(Path(sys.executable).parent)
+        if scripts not in os.environ.get("PATH", "").split(os.pathsep):
+            os.environ["PATH"] = os.pathsep.join((scripts, os.environ.get("PATH", "")))
         import deepspeed
 
         self._train: TrainConfig = config.train
@@ -247,6 +254,6 @@ class DeepSpeedEngine:
 
 
 def _hf_settings(settings: dict[str, Any]) -> Any:
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     return HfDeepSpeedConfig(settings)

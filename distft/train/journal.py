@@ -11,15 +11,23 @@ from distft.records import write_text
 
 
 class Journal:
-    """Append-only JSON lines that a resumed run cuts back to the step it continues from."""
+    """Append-only JSON lines that a resumed run cuts back to the step it continues from.
+
+    Args:
+        run_dir: Of the run.
+        rank: Which of the workers writes.
+        step: What the run continues from; None for its beginning.
+    """
 
     def __init__(self, run_dir: Path, rank: int, step: int | None) -> None:
-        """Open the files; `step` is what the run continues from, None for its beginning."""
         self._metrics = run_dir / "metrics.jsonl" if rank == 0 else None
         self._samples = run_dir / "logs" / f"samples-rank-{rank:05d}.jsonl"
         self._samples.parent.mkdir(parents=True, exist_ok=True)
-        for path in filter(None, (self._metrics, self._samples)):
-            _cut(path, step)
+        if rank == 0:
+            # Of all ranks: an earlier attempt may have had more. No rank writes before the first
+            # step, which none takes without rank 0.
+            for path in (run_dir / "metrics.jsonl", *self._samples.parent.glob("samples-*.jsonl")):
+                _cut(path, step)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line of metrics.jsonl; only rank 0 does."""

@@ -41,7 +41,7 @@ class TorchEngine:
 
     def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
         """Add the gradient of loss_sum / step_targets."""
-        (loss_sum / step_targets).backward()  # type: ignore[no-untyped-call]
+        (loss_sum / step_targets).backward()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update the weights, clear the gradients; return the norm before clipping."""

@@ -23,7 +23,7 @@ WEIGHT_TOLERANCE = 2e-4
 Run = tuple[list[dict[str, Any]], Path]
 OPTIMIZERS = {
     "adamw": {"optim": "adamw_torch", "learning_rate": 1e-2, "max_grad_norm": 1.0},
-    "sgd": {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0},
+    "sgd": {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0},
 }
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"name": "full"},

@@ -22,7 +22,7 @@ LAYERS = (
     ("launch",),
     ("train",),
     ("data", "plan", "run_dir"),
-    ("hf", "assets"),
+    ("hf", "assets", "capacity"),
     ("config", "config_file"),
     ("methods", "tasks", "formats"),
     ("plugin", "records"),
