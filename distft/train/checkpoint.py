@@ -174,7 +174,12 @@ def read_state(folder: Path) -> StateReader:
         Parameter name -> its tensors.
     """
     where: dict[str, tuple[Path, str]] = {}
-    for path in sorted((folder / "state").glob("*.safetensors")):
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    # Only what was verified: a file that lies there besides could stand in for another.
+    for entry in manifest["files"]:
+        path = folder / entry["file"]
+        if path.suffix != ".safetensors":
+            continue
         with safe_open(path, framework="pt") as file:
             where |= {key: (path, key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     names: dict[str, list[str]] = {}
