@@ -302,11 +302,11 @@ def _explain(error: Exception, document: Mapping[str, Any], debug: bool, as_json
 
 @contextlib.contextmanager
 def _answer(as_json: bool) -> Iterator[Show]:
-    """Yield show(document, text); with --json the document is all that reaches stdout."""
+    """Yield show(document, text); what is shown is all that reaches stdout."""
     from rich.console import Console
 
     shown: list[Any] = []
-    with _stdout_to_stderr() if as_json else contextlib.nullcontext():
+    with _stdout_to_stderr():
         yield lambda document, text: shown.append(document if as_json else text)
     for what in shown:
         if as_json:
@@ -351,10 +351,11 @@ def _lines(values: Mapping[str, Any]) -> str:
     """Return one line per value; a mapping of mappings, such as per-class metrics, is indented."""
     lines: list[str] = []
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             lines += [f"{name}:", *(f"  {line}" for line in _lines(value).splitlines())]
         else:
-            lines.append(f"{name}: {f'{value:.4f}' if isinstance(value, float) else value}")
+            said = f"{value:.4g}" if isinstance(value, float) else "none" if value == {} else value
+            lines.append(f"{name}: {said}")
     return "\n".join(lines)
 
 

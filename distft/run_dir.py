@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -31,6 +32,8 @@ def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | N
     Raises:
         PlanError: The directory holds another run, a study, or something that is no run.
     """
+    if run_dir.is_file():
+        raise PlanError(f"{run_dir} is a file.", "Choose another name or output_dir.")
     if not run_dir.exists() or not any(run_dir.iterdir()):
         return None
     if (run_dir / "study.journal").exists():
@@ -69,7 +72,11 @@ def claimed(run_dir: Path, *, fresh: bool) -> Iterator[None]:
     """
     try:
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir.parent / f".{run_dir.name}.lock").open("w")
+        lock = _open_lock(run_dir.parent / f".{run_dir.name}.lock")
+    except BlockingIOError as error:
+        raise PlanError(
+            f"Another process is training in {run_dir}.", "Wait for it, or choose another name."
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"output_dir: {run_dir.parent} cannot be written: {error.strerror}.",
@@ -77,16 +84,26 @@ def claimed(run_dir: Path, *, fresh: bool) -> Iterator[None]:
         ) from error
     with lock:
         try:
+            if fresh:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            run_dir.mkdir(exist_ok=True)
+            yield
+        finally:
+            os.unlink(lock.name)
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Return the locked file; its holder removes it, so one that is no longer there is not it."""
+    while True:
+        lock = path.open("w")
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PlanError(
-                f"Another process is training in {run_dir}.", "Wait for it, or choose another name."
-            ) from error
-        if fresh:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        run_dir.mkdir(exist_ok=True)
-        yield
-        os.unlink(lock.name)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
 
 
 def check_writable(output_dir: Path) -> None:

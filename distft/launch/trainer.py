@@ -45,7 +45,9 @@ def fit(
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     for attempt in range(RESTARTS + 1):
         try:
-            _trainer(order, cluster, plan).fit()
+            # distft owns the checkpoints; what Ray keeps of a run is of no use after it.
+            with tempfile.TemporaryDirectory(prefix="distft-ray-") as storage:
+                _trainer(order, cluster, plan, storage).fit()
             return
         except ray.train.TrainingFailedError as error:
             cause = _cause(error)
@@ -60,7 +62,9 @@ def fit(
             say(f"a worker died; starting again from the newest checkpoint ({attempt + 1})")
 
 
-def _trainer(order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan) -> TorchTrainer:
+def _trainer(
+    order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan, storage: str
+) -> TorchTrainer:
     resources = {"CPU": float(cluster.cpus_per_worker)}
     if plan.device == "cuda":
         resources["GPU"] = 1.0
@@ -78,8 +82,7 @@ def _trainer(order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan) -> To
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # distft owns the checkpoints; what Ray keeps of a run is of no use after it.
-            storage_path=tempfile.mkdtemp(prefix="distft-ray-"),
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
             worker_runtime_env={"env_vars": environment},
         ),

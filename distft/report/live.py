@@ -113,7 +113,7 @@ def follow(
     workers = int(plan.get("world_size") or 1)
     starting = f"starting {workers} Ray worker{'s' if workers > 1 else ''} ..."
     if before:
-        starting = f"resuming after step {before} at most, {starting}"
+        starting = f"looking for a checkpoint up to step {before}, {starting}"
     view: _View = _Bar(total, console) if console.is_terminal else _Lines(total, console)
     try:
         view.phase(starting)
@@ -178,7 +178,9 @@ class _Bar:
     def line(self, line: Metrics) -> None:
         """Show a line of metrics.jsonl."""
         step = int(line.get("step") or 0)
-        if document.is_evaluation(line):
+        if "note" in line:
+            self._progress.print(Text(str(line["note"])), highlight=False)
+        elif document.is_evaluation(line):
             text = f"step {step}/{self._total or '?'}  {_evaluation(line)}"
             self._progress.print(Text(text), highlight=False)
         else:
@@ -211,6 +213,9 @@ class _Lines:
 
     def line(self, line: Metrics) -> None:
         """Print a line of metrics.jsonl."""
+        if "note" in line:
+            self._print(str(line["note"]))
+            return
         step = int(line.get("step") or 0)
         said = _evaluation(line) if document.is_evaluation(line) else _training(line)
         self._print(f"step {step}/{self._total or '?'}  {said}{self._remaining(step)}")

@@ -202,8 +202,8 @@ sys.exit(cli.main(["report", "x"]))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
+        assert process.stderr is not None
+        assert process.stderr.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
