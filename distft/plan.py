@@ -143,7 +143,6 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons["train.max_steps"] = (
             f"{train.num_train_epochs:g} epochs of {steps_per_epoch} steps make {total}"
         )
-    warmup = train.warmup_steps
     eval_steps = _eval_steps(config, total, steps_per_epoch, reasons)
     method = plugin.methods()[config.method.name]
     if train.learning_rate is None:
@@ -167,7 +166,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         total_samples=full_passes * stats.rows["train"] + rest * global_batch,
-        warmup_steps=round(warmup * total) if warmup < 1 else min(int(warmup), total),
+        warmup_steps=_warmup_steps(train.warmup_steps, total),
         eval_steps=eval_steps,
         save_steps=train.save_steps or eval_steps or total,
         learning_rate=train.learning_rate or method.learning_rate,
@@ -352,6 +351,10 @@ def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tup
             "Leave one of the three out; it is derived.",
         )
     return whole, micro, accumulation
+
+
+def _warmup_steps(warmup: float, total: int) -> int:
+    return round(warmup * total) if warmup < 1 else min(int(warmup), total)
 
 
 def _eval_steps(config: RunConfig, total: int, per_epoch: int, reasons: dict[str, str]) -> int:
