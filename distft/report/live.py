@@ -113,7 +113,7 @@ def follow(
     workers = int(plan.get("world_size") or 1)
     starting = f"starting {workers} Ray worker{'s' if workers > 1 else ''} ..."
     if before:
-        starting = f"looking for a checkpoint up to step {before}, {starting}"
+        starting = f"resuming after step {before} at most, {starting}"
     view: _View = _Bar(total, console) if console.is_terminal else _Lines(total, console)
     try:
         view.phase(starting)
