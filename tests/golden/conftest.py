@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,36 +115,30 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def progressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of counting sequences of unequal length; only a part of each is trained on."""
-    import random
-
+def write_shards(root: Path, task: str, labels: list[str], rows: Iterator[tuple[Any, Any]]) -> None:
+    """Write prepared data of ROWS rows per split, each (input ids, labels)."""
+    from distft import plugin
     from distft.data.manifest import Manifest, TokenizerInfo, save_manifest
     from distft.data.shards import ENCODED, ShardWriter
 
-    root = tmp_path_factory.mktemp("progressions")
-    draw = random.Random(3)
     splits = {}
-    for split, rows in ROWS.items():
-        table: dict[str, list[Any]] = {name: [] for name in ENCODED.names}
-        for _ in range(rows):
-            length, start, stride = draw.randint(5, 24), draw.randint(3, 20), draw.choice([1, 2])
-            ids = [3 + (start + stride * i) % (VOCABULARY - 3) for i in range(length)]
-            prompt = draw.randint(1, length - 2)
-            table["input_ids"].append(ids)
-            table["labels"].append([-100] * prompt + ids[prompt:])
-            table["truncated"].append(False)
-            table["targets"].append(length - prompt)
+    for split, count in ROWS.items():
+        chosen = [next(rows) for _ in range(count)]
+        table = {
+            "input_ids": [ids for ids, _ in chosen],
+            "labels": [targets for _, targets in chosen],
+            "truncated": [False] * count,
+            "targets": [plugin.tasks()[task].num_targets(targets) for _, targets in chosen],
+        }
         writer = ShardWriter(root, split)
         writer.add(pa.table(table, schema=ENCODED))
         splits[split] = writer.close()
     manifest = Manifest(
-        key="progressions",
-        task="sft",
-        format="messages",
+        key=root.name,
+        task=task,
+        format="none",
         columns={},
-        labels=[],
+        labels=labels,
         cutoff_len=64,
         tokenizer=TokenizerInfo(name="none", sha256=""),
         splits=splits,
@@ -152,4 +147,36 @@ def progressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources=[],
     )
     save_manifest(root, manifest)
+
+
+@pytest.fixture(scope="session")
+def progressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of counting sequences of unequal length; only a part of each is trained on."""
+    root = tmp_path_factory.mktemp("progressions")
+    draw = random.Random(3)
+
+    def rows() -> Iterator[tuple[list[int], list[int]]]:
+        while True:
+            length, start, stride = draw.randint(5, 24), draw.randint(3, 20), draw.choice([1, 2])
+            ids = [3 + (start + stride * i) % (VOCABULARY - 3) for i in range(length)]
+            prompt = draw.randint(1, length - 2)
+            yield ids, [-100] * prompt + ids[prompt:]
+
+    write_shards(root, "sft", [], rows())
+    return root
+
+
+@pytest.fixture(scope="session")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of token ids whose class is the range they come from, for a BERT vocabulary."""
+    root = tmp_path_factory.mktemp("two-classes")
+    draw = random.Random(5)
+
+    def rows() -> Iterator[tuple[list[int], list[int]]]:
+        while True:
+            label = draw.randint(0, 1)
+            body = [draw.randint(2000, 2999) + 1000 * label for _ in range(draw.randint(4, 30))]
+            yield [101, *body, 102], [label]
+
+    write_shards(root, "seq_cls", ["low", "high"], rows())
     return root

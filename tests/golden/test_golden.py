@@ -59,17 +59,19 @@ def make_case(
             "eval_steps": 4,
             **OPTIMIZERS[optim],
         }
-        model = {"id": str(tiny_llama), "dtype": more.pop("dtype", "float32")}
+        model = {"id": str(more.pop("model", tiny_llama)), "dtype": more.pop("dtype", "float32")}
         if "dropout" in more:
             model["dropout"] = more.pop("dropout")
+        task = more.pop("task", "sft")
+        data_root = more.pop("data_root", progressions)
         driver = {key: more.pop(key) for key in ("stop_at", "deepspeed") if key in more}
         return {
             "run_dir": str(run_dir),
-            "data_root": str(progressions),
+            "data_root": str(data_root),
             "config": {
                 "name": "golden",
                 "model": model,
-                "task": "sft",
+                "task": task,
                 "data": {"train": "none"},
                 "method": METHODS[method],
                 "train": train | more,
@@ -258,3 +260,58 @@ def test_gradient_checkpointing_changes_nothing(
     reference_case = make_case(method=method, world=world, stage=stage)
     case = make_case(method=method, world=world, stage=stage, gradient_checkpointing=True)
     assert_same((group.run(case), case), (group.run(reference_case), reference_case), differences)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_new_head_is_the_same_at_every_stage(
+    one, two, make_case, differences, asset, two_classes, method
+) -> None:
+    """A real pre-trained body, a head drawn anew, also where ZeRO-3 partitions while loading."""
+    same = {
+        "method": method,
+        "model": asset("minilm-l6"),
+        "dropout": 0.0,
+        "task": "seq_cls",
+        "data_root": two_classes,
+        "learning_rate": 5e-4,
+        "max_steps": 4,
+    }
+    reference = one.run(make_case(**same))
+    for stage in (2, 3):
+        lines = two.run(make_case(**same, world=2, stage=stage))
+        difference = (losses(lines) - losses(reference)).abs().max()
+        differences(f"loss at stage {stage}", float(difference))
+        assert difference <= LOSS_TOLERANCE
+        assert abs(lines[0]["eval_loss"] - reference[0]["eval_loss"]) <= LOSS_TOLERANCE
+
+
+def test_early_stopping_returns_to_the_best_weights(one, make_case) -> None:
+    case = make_case(
+        method="full",
+        optim="sgd",
+        learning_rate=0.1,
+        lr_scheduler_type="constant",
+        max_steps=60,
+        eval_steps=2,
+        early_stopping_patience=2,
+        seed=11,
+    )
+    lines = one.run(case)
+    evaluations = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    result = lines[-1]
+    best = min((step for step in evaluations if step), key=evaluations.__getitem__)
+    assert result["best_step"] == best
+    assert result["step"] == max(evaluations) < 60
+    later = [step for step in sorted(evaluations) if step > best]
+    assert later == [best + 2, best + 4]
+    kept = {path.name for path in (Path(case["run_dir"]) / "checkpoints").iterdir()}
+    assert checkpoint.step_dir(Path(case["run_dir"]), best).name in kept
+    assert result["test"]["tuned"]["eval_loss"] < result["test"]["base"]["eval_loss"]
+
+
+def test_patience_does_not_outlive_a_better_evaluation(one, make_case) -> None:
+    lines = one.run(make_case(learning_rate=5e-3, eval_steps=3, early_stopping_patience=1))
+    steps = [line["step"] for line in lines if "eval_loss" in line]
+    losses_seen = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert losses_seen == sorted(losses_seen, reverse=True), "each evaluation is better"
+    assert steps == [0, 3, 6, 9, 12]
