@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.records import write_text
+from distft.train.tracking import TensorBoard
 
 
 class Journal:
@@ -17,9 +18,12 @@ class Journal:
         run_dir: Of the run.
         rank: Which of the workers writes.
         step: What the run continues from; None for its beginning.
+        report_to: Trackers that get the metrics too.
     """
 
-    def __init__(self, run_dir: Path, rank: int, step: int | None) -> None:
+    def __init__(
+        self, run_dir: Path, rank: int, step: int | None, report_to: Sequence[str] = ()
+    ) -> None:
         self._metrics = run_dir / "metrics.jsonl" if rank == 0 else None
         self._samples = run_dir / "logs" / f"samples-rank-{rank:05d}.jsonl"
         self._samples.parent.mkdir(parents=True, exist_ok=True)
@@ -28,11 +32,15 @@ class Journal:
             # step, which none takes without rank 0.
             for path in (run_dir / "metrics.jsonl", *self._samples.parent.glob("samples-*.jsonl")):
                 _cut(path, step)
+        asked = rank == 0 and "tensorboard" in report_to
+        self._board = TensorBoard(run_dir, step) if asked else None
 
     def metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line of metrics.jsonl; only rank 0 does."""
         if self._metrics is not None:
             _append(self._metrics, line)
+        if self._board is not None:
+            self._board.write(line)
 
     def samples(self, step: int, sample_ids: Sequence[int]) -> None:
         """Append the ids this rank trained on in an optimizer step."""

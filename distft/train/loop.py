@@ -45,7 +45,8 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
         TrainError: The loss is not finite, a frozen parameter moved, or none moved.
     """
     position, notes = _restore(job, engine)
-    journal = Journal(job.run_dir, engine.rank, position.step if position.baseline else None)
+    done = position.step if position.baseline else None
+    journal = Journal(job.run_dir, engine.rank, done, job.config.report_to)
     for note in notes:
         yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
     before = engine.fingerprints()

@@ -315,3 +315,16 @@ def test_patience_does_not_outlive_a_better_evaluation(one, make_case) -> None:
     losses_seen = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert losses_seen == sorted(losses_seen, reverse=True), "each evaluation is better"
     assert steps == [0, 3, 6, 9, 12]
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(one, make_case) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    case = make_case()
+    case["config"]["report_to"] = ["tensorboard"]
+    lines = one.run(case)
+    events = EventAccumulator(str(Path(case["run_dir"]) / "tensorboard"))
+    events.Reload()
+    seen = torch.tensor([event.value for event in events.Scalars("loss")])
+    torch.testing.assert_close(seen, losses(lines))
+    assert [event.step for event in events.Scalars("eval_loss")] == [0, 4, 8, 12]
