@@ -119,17 +119,20 @@ def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
     pending: list[Reading] = []
 
     def flush() -> None:
+        nonlocal errors
         rows = [reading.value for reading in pending if reading.value is not None]
         context, config = run.context, run.config.task
         module, tokenizer = run.engine.module, run.tokenizer
         answers = iter(task.predict(module, tokenizer, rows, context, config) if rows else [])
         for reading in pending:
             answer = {"error": reading.error} if reading.value is None else next(answers)
-            lines.append(json.dumps({**(reading.value or {}), **answer}, ensure_ascii=False))
+            if reading.value is not None and "error" in answer:
+                answer["error"] = f"{reading.path}:{reading.row}: {answer['error']}"
+            errors += "error" in answer
+            lines.append(json.dumps({**(reading.raw or {}), **answer}, ensure_ascii=False))
         pending.clear()
 
     for reading in _readings(run, data, training=False):
-        errors += reading.value is None
         pending.append(reading)
         if len(pending) == BATCH_ROWS:
             flush()

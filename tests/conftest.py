@@ -11,24 +11,8 @@ import pytest
 from distft import assets
 from distft.errors import ConfigError
 
-CORPUS = tuple(
-    [
-        "the",
-        "film",
-        "is",
-        "was",
-        "good",
-        "great",
-        "fine",
-        "bad",
-        "poor",
-        "dull",
-        "plain",
-        "story",
-        "and",
-        "acting",
-    ]
-)
+_SENTENCE = "the film is was good great fine bad poor dull plain story and acting"
+CORPUS = tuple(_SENTENCE.split())
 """Words of the tiny tokenizers."""
 
 
@@ -83,7 +67,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=40,
-        max_position_embeddings=32,
+        max_position_embeddings=64,
         initializer_range=0.2,
     )
     BertModel(config).save_pretrained(folder)

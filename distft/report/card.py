@@ -28,11 +28,13 @@ def model_card(record: RunRecord, kind: str, max_logit_difference: float) -> str
         split: {k: v for k, v in metrics.items() if isinstance(v, int | float)}
         for split, metrics in record.test.items()
     }
+    task = plugin.tasks()[record.config["task"]["name"]]
     return template.render(
         record=record,
         kind=kind,
         difference=f"{max_logit_difference:.2g}",
         test=scalars,
-        auto_class=plugin.tasks()[record.config["task"]["name"]].auto_class,
+        auto_class=task.auto_class,
+        new_head=task.new_head,
         config=json.dumps(record.config, indent=2, ensure_ascii=False),
     )

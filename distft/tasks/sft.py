@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+_NOTHING_ASKED = "field 'messages' holds no message to answer"
+
 
 class SftConfig(VariantConfig):
     """Keys of `task: {name: sft}`."""
@@ -50,6 +52,8 @@ def _answer_spans(
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if i == 0:
+            raise UnusableRow("the conversation begins with the assistant: there is no prompt")
         before = _render(tokenizer, messages[:i], prompt=True)
         after = _render(tokenizer, messages[: i + 1])
         if not (text.startswith(after) and after.startswith(before)):
@@ -140,12 +144,10 @@ def _predict(
     import torch
 
     assert isinstance(config, SftConfig)
-    prompts = []
-    for row in rows:
-        messages = list(row["messages"])
-        while messages and messages[-1]["role"] == "assistant":
-            messages.pop()
-        prompts.append(_render(tokenizer, messages, prompt=True))
+    asked = [_without_answer(row["messages"]) for row in rows]
+    prompts = [_render(tokenizer, messages, prompt=True) for messages in asked if messages]
+    if not prompts:
+        return [{"error": _NOTHING_ASKED} for _ in asked]
     tokenizer.padding_side = "left"
     batch = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
     device = next(model.parameters()).device
@@ -157,11 +159,21 @@ def _predict(
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
         )
-    answers = ids[:, batch["input_ids"].shape[1] :]
+    texts = iter(
+        tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    )
     return [
-        {"prediction": text.strip()}
-        for text in tokenizer.batch_decode(answers, skip_special_tokens=True)
+        {"prediction": next(texts).strip()} if messages else {"error": _NOTHING_ASKED}
+        for messages in asked
     ]
+
+
+def _without_answer(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Return the messages up to the last that is not the assistant's."""
+    kept = list(messages)
+    while kept and kept[-1]["role"] == "assistant":
+        kept.pop()
+    return kept
 
 
 TASK = Task(

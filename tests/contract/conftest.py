@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-LABELS = ["bad", "good", "plain"]
 _OPINIONS = {"good": "good great fine", "bad": "bad poor dull", "plain": "plain"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """More threads than one only get in each other's way on models this small."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ PLACES = [("bert", "seq_cls"), ("llama", "seq_cls"), ("llama", "sft")]
 
 def bert_sizes(task: str) -> dict[str, int]:
     """Parameters of the tiny BERT by place, from its published shapes alone."""
-    vocabulary, hidden, inner, positions, labels = 18, 24, 40, 32, len(LABELS)
+    vocabulary, hidden, inner, positions, labels = 18, 24, 40, 64, len(LABELS)
     assert task == "seq_cls"
     return {
         "embeddings": (vocabulary + positions + 2) * hidden + 2 * hidden,

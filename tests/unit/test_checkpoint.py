@@ -59,7 +59,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert torch.equal(read("layer.weight")["param"], torch.full((2, 3), 3.0))
     assert torch.equal(read("layer.bias")["param"], torch.full((2, 3), 4.0))
     assert set(read("layer.bias")) == {"param", "exp_avg"}
-    with pytest.raises(TrainError, match="holds no parameter layer.other"):
+    with pytest.raises(TrainError, match=r"holds no parameter layer\.other"):
         read("layer.other")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +156,20 @@ def unusable(kind: str, tmp_path: Path) -> Path:
     return Path("/proc/distft-runs")
 
 
+@contextlib.contextmanager
+def _checked(output_dir: Path) -> Iterator[None]:
+    """What `train` does before it starts: look without making anything, then try."""
+    run_dir.check_writable(output_dir)
+    with run_dir.claimed(output_dir / "r", fresh=False):
+        yield
+
+
 @pytest.mark.parametrize("kind", ["file", "dangling", "proc"])
 def test_a_place_that_cannot_be_written_is_wrong_input(kind: str, tmp_path: Path) -> None:
     """Also for root, to whom permissions deny nothing."""
     output_dir = unusable(kind, tmp_path)
-    with pytest.raises(ConfigError) as caught:
-        run_dir.check_writable(output_dir)
-        with run_dir.claimed(output_dir / "r", fresh=False):
-            pass
+    with pytest.raises(ConfigError) as caught, _checked(output_dir):
+        pass
     assert caught.value.exit_code == 2
     assert str(caught.value).startswith(f"output_dir: {output_dir} can")
     assert "Set output_dir" in caught.value.hint

@@ -1,0 +1,192 @@
+"""Finished run directories without Ray: the same loop, engine and finish, in this process."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from distft import api, hf, plugin, run_dir
+from distft.capacity import local_capacity
+from distft.config import RunConfig
+from distft.config_file import parse
+from distft.data import resolve
+from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_manifest
+from distft.data.order import plan_steps
+from distft.data.shards import ENCODED, ShardWriter, SplitReader, read_steps
+from distft.data.stats import stats_of
+from distft.launch import preflight
+from distft.plan import Plan, batch_sizes, make_plan
+from distft.plugin import EncodeContext, Row
+from distft.records import RunRecord
+from distft.train.job import Job
+from distft.train.loop import train
+from distft.train.model import builder
+from distft.train.torch_engine import TorchEngine
+
+ROWS = {"train": 24, "eval": 6, "test": 6}
+_WORDS = {"bad": "poor dull", "good": "great fine", "\u4e00\u822c": "plain so-so"}
+
+
+def labelled() -> list[Row]:
+    """Rows of three classes, one with a Chinese name; every split sees each."""
+    return [
+        {"text": f"the {noun} {verb} {word}", "label": label}
+        for noun in ("film", "story", "acting")
+        for verb in ("is", "was")
+        for label, words in _WORDS.items()
+        for word in words.split()
+    ]
+
+
+def conversations() -> list[Row]:
+    """Short dialogues."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {word}"},
+                {"role": "assistant", "content": word},
+            ]
+        }
+        for number in range(9)
+        for word in (f"good {number}", f"bad {number}", f"\u597d {number}", f"so {number}")
+    ]
+
+
+def write_rows(path: Path, rows: list[Row]) -> Path:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def prepare(config: RunConfig, rows: list[Row]) -> Path:
+    """Tokenize rows into shards as `prepare` does, without Ray."""
+    task = plugin.tasks()[config.task.name]
+    labels = [] if task.token_labels else sorted({row["label"] for row in rows})
+    context = EncodeContext(resolve.cutoff_len(config), labels)
+    tokenizer = hf.load_tokenizer(config.model)
+    key = resolve.prepared_key(config, task, config.data.format or "")
+    root = Path(config.output_dir) / "prepared" / key
+    root.mkdir(parents=True, exist_ok=True)
+    pending, splits = iter(rows), {}
+    for split, count in ROWS.items():
+        writer = ShardWriter(root, split)
+        table: dict[str, list[Any]] = {name: [] for name in ENCODED.names}
+        for _ in range(count):
+            encoded = task.encode(next(pending), tokenizer, context)
+            table["input_ids"].append(encoded.input_ids)
+            table["labels"].append(encoded.labels)
+            table["truncated"].append(encoded.truncated)
+            table["targets"].append(task.num_targets(encoded.labels))
+        writer.add(pa.table(table, schema=ENCODED))
+        splits[split] = writer.close()
+    manifest = Manifest(
+        key=key,
+        task=task.name,
+        format=config.data.format or "",
+        columns={},
+        labels=labels,
+        cutoff_len=context.cutoff_len,
+        tokenizer=TokenizerInfo(name=config.model.id, sha256=""),
+        splits=splits,
+        dropped={},
+        dropped_rows=[],
+        sources=[],
+    )
+    save_manifest(root, manifest)
+    return root
+
+
+def config_of(
+    folder: Path, name: str, model: str, task: str, method: dict[str, Any], **train: Any
+) -> tuple[RunConfig, list[Row]]:
+    """A configuration on rows written beside it."""
+    labelled_task = plugin.tasks()[task].row == "labelled_text"
+    rows = labelled() if labelled_task else conversations()
+    config = parse(
+        {
+            "name": name,
+            "output_dir": str(folder),
+            "model": model,
+            "task": {"name": task, **({} if labelled_task else {"max_new_tokens": 8})},
+            "data": {
+                "train": str(write_rows(folder / f"{task}.jsonl", rows)),
+                "format": "classification" if labelled_task else "messages",
+                "cutoff_len": 64,
+            },
+            "method": method,
+            "train": {
+                "max_steps": 6,
+                "global_batch_size": 8,
+                "eval_steps": 2,
+                "warmup_steps": 1,
+                **train,
+            },
+            "cluster": {"zero_stage": 0},
+        }
+    )
+    return config, rows
+
+
+def start(config: RunConfig, root: Path) -> tuple[Plan, RunRecord]:
+    """Write what a run directory holds when training begins."""
+    manifest = load_manifest(root)
+    made = make_plan(config, stats_of(manifest), local_capacity())
+    config_hash = config.hash(manifest.key, batch_sizes(config)[0])
+    record = api._first_record(config, config_hash, made, manifest, preflight.versions())
+    config.run_dir.mkdir(parents=True)
+    run_dir.write_start(config.run_dir, config, made, record)
+    return made, record
+
+
+def end(config: RunConfig, record: RunRecord) -> RunRecord:
+    """Do what follows training: the record, and the first export to `model/`."""
+    return api._finish(config.run_dir, record, time.time(), Console(quiet=True))
+
+
+def finished_run(
+    folder: Path, name: str, model: str, task: str, method: dict[str, Any], **train_section: Any
+) -> Path:
+    """Return the directory of a run that trained and finished in this process."""
+    config, rows = config_of(folder, name, model, task, method, **train_section)
+    root = prepare(config, rows)
+    made, record = start(config, root)
+    manifest = load_manifest(root)
+    readers = {split: SplitReader(root, manifest, split) for split in ROWS}
+
+    def steps(first: int) -> Any:
+        plans = plan_steps(
+            seed=config.train.seed,
+            row_groups=readers["train"].row_groups,
+            lengths=readers["train"].lengths,
+            global_batch_size=made.global_batch_size,
+            micro_batch_size=made.per_device_train_batch_size,
+            accumulation=made.gradient_accumulation_steps,
+            world_size=1,
+            rank=0,
+            start_step=first,
+            total_steps=made.total_steps,
+        )
+        return read_steps(readers["train"], plans)
+
+    job = Job(
+        config=config,
+        plan=made,
+        task=plugin.tasks()[task],
+        labels=list(manifest.labels),
+        run_dir=config.run_dir,
+        config_hash=record.config_hash,
+        pad_id=hf.load_tokenizer(config.model).pad_token_id,
+        readers=readers,
+        steps=steps,
+    )
+    engine = TorchEngine(builder(config, job.labels), config.train, made)
+    lines = list(train(job, engine))
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < losses[0], "a model that learnt nothing proves nothing"
+    end(config, record)
+    return config.run_dir

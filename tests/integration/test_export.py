@@ -1,0 +1,442 @@
+"""Exports are loaded in a fresh process, as their own card says, and compared with the training."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distft import api, plugin
+from distft.errors import ConfigError, DataError, ExportError, PlanError
+from distft.export import TOLERANCE, verify
+from distft.records import read_record
+
+RUNS = runpy.run_path(str(Path(__file__).with_name("export_runs.py")))
+GOLDEN = runpy.run_path(str(Path(__file__).parents[1] / "golden" / "conftest.py"))
+
+# The names a reader of the card fills in, the card's own code, and a look at what came out.
+SCRIPT = """
+BASE_MODEL = {base!r}
+FOLDER = {folder!r}
+{card}
+import json, sys, torch
+from safetensors.torch import load_file, save_file
+probe = load_file({probe!r})
+with torch.inference_mode():
+    logits = model(input_ids=probe["input_ids"], attention_mask=probe["attention_mask"]).logits
+save_file({{"logits": logits.float().contiguous()}}, {out!r})
+assert not any(name.startswith(("distft", "ray", "deepspeed")) for name in sys.modules)
+print(json.dumps([tokenizer({text!r})["input_ids"], model.config.id2label]))
+"""
+
+KINDS = ["bert-lora", "bert-full", "llama-lora"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture(scope="module")
+def llama_base(chat_llama: Path, folder: Path) -> Path:
+    """A copy that a test may change and put back."""
+    shutil.copytree(chat_llama, folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, llama_base: Path, asset: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Kind -> a finished run, made once."""
+    lora = {"name": "lora", "r": 4}
+    made: dict[str, Path] = {}
+    makers: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "bert-lora": lambda: (str(asset("minilm-l6")), "seq_cls", lora, 2e-3),
+        "bert-full": lambda: (str(asset("minilm-l6")), "seq_cls", {"name": "full"}, 2e-4),
+        "llama-lora": lambda: (str(llama_base), "sft", lora, 2e-2),
+    }
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            *what, rate = makers[kind]()
+            made[kind] = RUNS["finished_run"](folder, kind, *what, learning_rate=rate)
+        return made[kind]
+
+    return run
+
+
+def card_says(run: Path, exported: Path, tmp_path: Path) -> tuple[torch.Tensor, Any]:
+    """Logits on the probe rows and what else a fresh process finds, by the card's own code."""
+    (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.S)
+    out = tmp_path / "said.safetensors"
+    script = SCRIPT.format(
+        base=read_record(run).config["model"]["id"],
+        folder=str(exported),
+        card=code,
+        probe=str(run / "probe.safetensors"),
+        out=str(out),
+        text="the film is fine",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(out)["logits"], json.loads(done.stdout.splitlines()[-1])
+
+
+def worst(run: Path, logits: torch.Tensor) -> float:
+    """Largest difference from what the engine recorded, where a token stands."""
+    probe = load_file(run / "probe.safetensors")
+    used = probe["attention_mask"].bool() if logits.dim() == 3 else slice(None)
+    return float((logits[used] - probe["logits"][used]).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("kind", "merge", "written"),
+    [
+        ("bert-lora", False, "adapter"),
+        ("bert-lora", True, "merged"),
+        ("bert-full", False, "full"),
+        ("llama-lora", False, "adapter"),
+        ("llama-lora", True, "merged"),
+    ],
+)
+def test_a_fresh_process_loads_what_was_trained(
+    runs, kind: str, merge: bool, written: str, tmp_path: Path
+) -> None:
+    run = runs(kind)
+    target = tmp_path / "out" / "model"
+    result = api.export(run, target, merge=merge)
+    assert result["kind"] == written
+    assert result["path"] == str(target)
+    assert result["max_logit_difference"] <= result["tolerance"] == TOLERANCE
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert (target / "adapter_config.json").exists() == (written == "adapter")
+    assert not list(target.glob("*.bin")), "weights are safetensors"
+    logits, (ids, names) = card_says(run, target, tmp_path)
+    difference = worst(run, logits)
+    print(f"largest difference of a logit in a fresh process: {difference:.2e}")
+    assert difference <= TOLERANCE
+    # The comparison can tell: the untrained model says something else.
+    assert logits.std() > 100 * TOLERANCE
+    from transformers import AutoTokenizer
+
+    record = read_record(run)
+    base = AutoTokenizer.from_pretrained(record.config["model"]["id"])
+    assert ids == base("the film is fine")["input_ids"]
+    if record.data.labels:
+        assert list(names.values()) == record.data.labels
+
+
+def test_training_moved_the_logits_far_beyond_the_tolerance(runs) -> None:
+    """Else every comparison above would pass with the base model."""
+    from transformers import AutoModelForCausalLM
+
+    run = runs("llama-lora")
+    base = AutoModelForCausalLM.from_pretrained(read_record(run).config["model"]["id"])
+    probe = load_file(run / "probe.safetensors")
+    with torch.inference_mode():
+        logits = base(input_ids=probe["input_ids"], attention_mask=probe["attention_mask"]).logits
+    assert worst(run, logits) > 1000 * TOLERANCE
+
+
+def plain_model(run: Path) -> Any:
+    """The run's own model/ by plain transformers and peft."""
+    from peft import PeftModel
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    at, base = run / "model", read_record(run).config["model"]["id"]
+    config = AutoConfig.from_pretrained(at)
+    model = AutoModelForSequenceClassification.from_pretrained(base, config=config)
+    return PeftModel.from_pretrained(model, at).eval()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Good rows, bad rows among them, Chinese, labels missing."""
+    path = tmp_path / "in.jsonl"
+    lines = [
+        json.dumps({"text": f"the film is {w}"}) for w in ["poor", "great", "plain", "dull"] * 5
+    ]
+    lines[2] = json.dumps({"text": "\u8fd9\u90e8\u7535\u5f71 was fine"}, ensure_ascii=False)
+    lines[5] = '{"text": "torn'
+    lines[9] = json.dumps({"label": "bad"})
+    lines[18] = json.dumps({"text": "the story was " + "very " * 200 + "dull", "label": "bad"})
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_predictions_are_the_models_own_in_order(runs, mixed: Path, tmp_path: Path) -> None:
+    run = runs("bert-lora")
+    out = tmp_path / "out.jsonl"
+    result = api.predict(run, mixed, out)
+    assert (result["rows"], result["errors"]) == (20, 2)
+    text = out.read_text(encoding="utf-8")
+    assert "\u8fd9\u90e8\u7535\u5f71 was fine" in text
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [i for i, line in enumerate(lines) if "error" in line] == [5, 9]
+    assert "in.jsonl:6:" in lines[5]["error"]
+    assert "in.jsonl:10: field 'text' is missing" in lines[9]["error"]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    model, labels = plain_model(run), read_record(run).data.labels
+    asked = [json.loads(line) for i, line in enumerate(mixed.read_text().splitlines()) if i != 5]
+    answers = [line for i, line in enumerate(lines) if i != 5]
+    for row, answer in zip(asked, answers, strict=True):
+        if "text" not in row:
+            continue
+        assert answer["text"] == row["text"]
+        inputs = tokenizer(row["text"], truncation=True, max_length=64, return_tensors="pt")
+        with torch.inference_mode():
+            shares = model(**inputs).logits.softmax(-1)[0].tolist()
+        assert list(answer["scores"]) == labels
+        assert list(answer["scores"].values()) == pytest.approx(shares, abs=1e-5)
+        assert answer["prediction"] == labels[shares.index(max(shares))]
+
+
+def test_generated_answers_are_the_models_own(runs, tmp_path: Path) -> None:
+    """In batches with padding on the left, equal to one row at a time with none."""
+    run = runs("llama-lora")
+    rows = [
+        {"messages": [{"role": "user", "content": text}]}
+        for text in ("say good 1", "\u597d", "say bad 2 at some length, please")
+    ]
+    rows.append({"messages": [*rows[0]["messages"], {"role": "assistant", "content": "unused"}]})
+    rows.append({"messages": [{"role": "assistant", "content": "nobody asked"}]})
+    out = tmp_path / "out.jsonl"
+    result = api.predict(run, RUNS["write_rows"](tmp_path / "in.jsonl", rows), out)
+    assert (result["rows"], result["errors"]) == (5, 1)
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert re.search(r"in\.jsonl:5: .*no message to answer", lines[4]["error"])
+    assert [line["messages"] for line in lines] == [row["messages"] for row in rows]
+    assert lines[0]["prediction"] == lines[3]["prediction"], "the row's own answer is not shown"
+    api.export(run, tmp_path / "merged", merge=True)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for row, line in zip(rows[:3], lines, strict=False):
+        prompt = f"<s>user:{row['messages'][0]['content']}</s><s>assistant:"
+        inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        answer = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert line["prediction"] == answer.strip()
+
+
+@pytest.mark.parametrize("where", ["existing", "nowhere"])
+def test_predict_refuses_a_bad_target(runs, where: str, mixed: Path, tmp_path: Path) -> None:
+    out = tmp_path / ("out.jsonl" if where == "existing" else "no/out.jsonl")
+    if where == "existing":
+        out.write_text("precious")
+    with pytest.raises(ConfigError, match=r"exists already|does not exist"):
+        api.predict(runs("bert-lora"), mixed, out)
+    assert not out.exists() or out.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluating_the_test_rows_gives_the_runs_own_numbers(runs, kind: str) -> None:
+    run = runs(kind)
+    tuned = json.loads((run / "eval.json").read_text(encoding="utf-8"))["test"]["tuned"]
+    result = api.evaluate(run)
+    assert result["rows"] == RUNS["ROWS"]["test"]
+    assert result["skipped"] == {}
+    assert result["metrics"].keys() == tuned.keys()
+    for key, value in tuned.items():
+        if isinstance(value, int | float):
+            assert result["metrics"][key] == pytest.approx(value, abs=1e-5, rel=1e-5), key
+    assert result["metrics"].get("eval_confusion") == tuned.get("eval_confusion")
+
+
+def test_evaluating_a_file_counts_what_it_skips(runs, tmp_path: Path) -> None:
+    run = runs("bert-lora")
+    test_rows = RUNS["labelled"]()[30:36]
+    path = RUNS["write_rows"](tmp_path / "f.jsonl", [*test_rows, {"text": "no label"}, {"x": 1}])
+    result = api.evaluate(run, path)
+    assert result["rows"] == 6
+    assert sum(result["skipped"].values()) == 2
+    assert result["metrics"] == api.evaluate(run)["metrics"]
+
+
+def test_evaluating_an_unseen_label_names_file_and_row(runs, tmp_path: Path) -> None:
+    rows = [{"text": "fine", "label": "good"}, {"text": "odd", "label": "weird"}]
+    path = RUNS["write_rows"](tmp_path / "f.jsonl", rows)
+    with pytest.raises(DataError, match=r"f\.jsonl:2: the label 'weird' was never seen") as caught:
+        api.evaluate(runs("bert-lora"), path)
+    assert caught.value.exit_code == 2
+    assert "known: bad, good, \u4e00\u822c" in str(caught.value)
+
+
+def test_evaluating_nothing_usable_is_said(runs, tmp_path: Path) -> None:
+    path = RUNS["write_rows"](tmp_path / "f.jsonl", [{"text": "no label"}])
+    with pytest.raises(DataError, match=r"No row of .* can be evaluated: field 'label' is missing"):
+        api.evaluate(runs("bert-lora"), path)
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_an_unfinished_run_is_refused(runs, status: str, mixed: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "run"
+    broken.mkdir()
+    record = read_record(runs("bert-lora")).model_copy(update={"status": status})
+    (broken / "run.json").write_text(record.model_dump_json(), encoding="utf-8")
+    for ask in (
+        lambda: api.evaluate(broken),
+        lambda: api.predict(broken, mixed, tmp_path / "out"),
+    ):
+        with pytest.raises(ConfigError, match=f"its status is {status}"):
+            ask()
+    with pytest.raises(ConfigError, match=r"holds no run\.json"):
+        api.export(tmp_path, tmp_path / "x")
+
+
+def test_one_layer_left_unmerged_is_caught(runs, tmp_path: Path) -> None:
+    run = runs("llama-lora")
+    record = read_record(run)
+    merged = tmp_path / "merged"
+    api.export(run, merged, merge=True)
+    base = load_file(Path(record.config["model"]["id"]) / "model.safetensors")
+    path = merged / "model.safetensors"
+    weights = load_file(path)
+    name = "model.layers.1.self_attn.v_proj.weight"
+    assert not torch.equal(weights[name], base[name])
+    save_file({**weights, name: base[name]}, path, metadata={"format": "pt"})
+    with pytest.raises(ExportError, match="differ from the trained model's by"):
+        verify(run, record, merged)
+    save_file(weights, path, metadata={"format": "pt"})
+    assert verify(run, record, merged) <= TOLERANCE
+
+
+def test_an_empty_tensor_is_caught(runs, tmp_path: Path) -> None:
+    """What a ZeRO-3 partition leaves behind when nobody gathers it."""
+    run = runs("llama-lora")
+    merged = tmp_path / "merged"
+    api.export(run, merged, merge=True)
+    path = merged / "model.safetensors"
+    weights = {**load_file(path), "model.norm.weight": torch.empty(0)}
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ExportError, match=r"the empty tensor model\.norm\.weight"):
+        verify(run, read_record(run), merged)
+
+
+@pytest.fixture
+def changed_base(runs, llama_base: Path) -> Iterator[None]:
+    """Someone overwrites the base model after the training."""
+    runs("llama-lora")
+    path = llama_base / "model.safetensors"
+    kept = path.read_bytes()
+    weights = load_file(path)
+    weights["model.layers.0.mlp.up_proj.weight"] += 0.05
+    save_file(weights, path, metadata={"format": "pt"})
+    yield
+    path.write_bytes(kept)
+
+
+@pytest.mark.usefixtures("changed_base")
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_failed_proof_leaves_nothing_behind(runs, merge: bool, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(ExportError, match="not the model that was trained") as caught:
+        api.export(runs("llama-lora"), target, merge=merge)
+    assert caught.value.exit_code == 4
+    assert "base model has not changed" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_checkpoint_is_not_exported(runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs("llama-lora"), run)
+    step = read_record(run).best["step"]
+    (state,) = (run / "checkpoints" / f"step-{step:08d}" / "state").iterdir()
+    state.write_bytes(state.read_bytes()[:-8])
+    with pytest.raises(ExportError, match=r"cannot be exported: .* is damaged"):
+        api.export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "full"])
+def test_a_target_in_use_is_refused(runs, kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("x")
+    else:
+        target.mkdir()
+        (target / "thesis.tex").write_text("x")
+    with pytest.raises(PlanError, match="exists and is not empty") as caught:
+        api.export(runs("llama-lora"), target)
+    assert caught.value.exit_code == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_merging_a_full_run_is_refused(runs, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="nothing to merge") as caught:
+        api.export(runs("bert-full"), tmp_path / "out", merge=True)
+    assert caught.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_with_another_head_is_loaded_by_the_card(
+    folder: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """The base was itself a classifier, of five classes; the run has three."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = folder / "five-classes"
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5)
+    model.save_pretrained(base)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(base)
+    lora = {"name": "lora", "r": 4}
+    run = RUNS["finished_run"](folder, "other-head", str(base), "seq_cls", lora, learning_rate=1e-2)
+    logits, _ = card_says(run, run / "model", tmp_path)
+    assert logits.shape[-1] == 3
+    assert worst(run, logits) <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two real processes of one gloo world."""
+    group = GOLDEN["Group"](2, tmp_path_factory.mktemp("world-2"))
+    yield group
+    group.close()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_two_workers_under_zero_3_export_whole_tensors(
+    pair, folder: Path, llama_base: Path, method: str, tmp_path: Path
+) -> None:
+    config, rows = RUNS["config_of"](
+        folder, f"zero-3-{method}", str(llama_base), "sft", {"name": method}, learning_rate=1e-2
+    )
+    cluster = config.cluster.model_copy(update={"num_workers": 2, "zero_stage": 3})
+    config = config.model_copy(update={"cluster": cluster})
+    root = RUNS["prepare"](config, rows)
+    made, record = RUNS["start"](config, root)
+    assert (made.engine, made.world_size, made.zero_stage) == ("deepspeed", 2, 3)
+    case = {
+        "config": config.dump(),
+        "data_root": str(root),
+        "run_dir": str(config.run_dir),
+        "config_hash": record.config_hash,
+    }
+    pair.run(case)
+    RUNS["end"](config, record)
+    written = load_file(next((config.run_dir / "model").glob("*.safetensors")))
+    assert written
+    assert all(tensor.numel() for tensor in written.values())
+    logits, _ = card_says(config.run_dir, config.run_dir / "model", tmp_path)
+    assert worst(config.run_dir, logits) <= TOLERANCE
+    assert plugin.methods()[method].adapter == (method == "lora")
