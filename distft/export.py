@@ -20,7 +20,7 @@ from torch import nn
 from distft import hf, plugin
 from distft.config_file import parse
 from distft.errors import ExportError, PlanError
-from distft.records import RunRecord, read_record, write_text
+from distft.records import RunRecord, read_record, share, write_text
 from distft.report.card import model_card
 from distft.train import checkpoint
 
@@ -64,6 +64,8 @@ def export(run_dir: Path, target: Path, *, merge: bool = False) -> dict[str, Any
         _write(run_dir, record, partial, merge=merge)
         difference = verify(run_dir, record, partial)
         write_text(partial / "README.md", model_card(record, kind, difference))
+        for path in partial.iterdir():
+            share(path)
         if target.exists():
             target.rmdir()
         partial.rename(target)

@@ -306,6 +306,9 @@ def convert_gguf(gguf_file: Path, target: Path) -> None:
 
 
 def _quiet() -> None:
+    if not torch.cuda.is_available():
+        # PEFT and accelerate import deepspeed, which otherwise warns that it found no accelerator.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     # PEFT 0.21.2 reads an attribute that transformers 5.23 has renamed.

@@ -105,14 +105,22 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files only the owner may read; a shared run directory wants the usual mode.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        share(Path(temporary))
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def share(path: Path) -> None:
+    """Give a file the mode files usually get; libraries that write atomically make it private.
+
+    Args:
+        path: The file.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def read_record(run_dir: Path) -> RunRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from distft import plugin
 from distft.data import source
@@ -23,6 +24,8 @@ class Reading:
     """Why it is unusable, in words that many rows share; empty for a good row."""
     error: str = ""
     """File, row and what exactly is wrong; empty for a good row."""
+    raw: Mapping[str, Any] | None = None
+    """The row's own fields, as far as it could be parsed."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ class RowReader:
                     _check_target(row, self.columns[form.target])
             except UnusableRow as error:
                 where = f"{raw.path}:{raw.row}: {error}"
-                yield Reading(raw.path, raw.row, None, str(error), where)
+                yield Reading(raw.path, raw.row, None, str(error), where, raw.value)
                 continue
-            yield Reading(raw.path, raw.row, row)
+            yield Reading(raw.path, raw.row, row, raw=raw.value)
 
 
 def _check_target(row: Row, column: str) -> None:
