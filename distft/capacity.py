@@ -68,9 +68,11 @@ def shape_capacity(shape: ShapeConfig) -> Capacity:
 
 
 def _parse_size(key: str, text: str) -> int:
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]i?B)\s*", text)
-    if not match:
-        raise ConfigError(f"{key}: got {text!r}; allowed: a number and a unit, such as 80GiB.")
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B)\s*", text)
+    if not match or not float(match[1]):
+        raise ConfigError(
+            f"{key}: got {text!r}; allowed: a number above 0 and a unit, such as 80GiB."
+        )
     power = "KMGT".index(match[2][0]) + 1
     return int(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
 
