@@ -282,7 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last resort: no traceback without --debug
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        # Ray wraps what a task raised; the text of the wrapper is a traceback.
+        cause = getattr(error, "cause", None) or error
+        message = f"{type(cause).__name__}: {cause}".splitlines()[0]
         document = {"error": type(error).__name__, "message": message, "exit_code": FAILED}
         return _explain(error, {**document, "hint": "--debug shows the traceback."}, debug, as_json)
     if status == INTERRUPTED:
