@@ -23,6 +23,9 @@ from distft.plugin import Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+_NEW_INSIDE = "_distft_new_inside"
+"""Attribute of a loaded model: modules of its body that the files lack."""
+
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 """Makes partitioned parameters (ZeRO-3) whole while the context lasts, and writes them back."""
 
@@ -196,26 +199,31 @@ def load_model(
             "The files are incomplete or of another model; a run would train random weights.",
         )
     _draw_new_weights(loaded, new, seed, gather)
+    inside = {name.rpartition(".")[0] for name in new if name.split(".", 1)[0] not in heads}
+    setattr(loaded, _NEW_INSIDE, sorted(inside))
     loaded.train()
     whole: PreTrainedModel = loaded
     return whole
 
 
 def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of the modules with weights outside the pre-trained body.
+    """Return the names of the modules whose weights were not pre-trained, or are the output's.
 
     Args:
         model: A transformers model with a head.
 
     Returns:
-        Names of direct children, such as `classifier`, `score` or `lm_head`.
+        Names of direct children, such as `classifier`, `score` or `lm_head`, and, of a loaded
+        model, those inside the body that its files lack, such as `bert.pooler.dense`.
     """
     body = model.base_model_prefix
-    return [
+    outside = [
         name
         for name, child in model.named_children()
         if name != body and any(True for _ in child.parameters())
     ]
+    inside: list[str] = getattr(model, _NEW_INSIDE, [])
+    return outside + inside
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:

@@ -30,7 +30,7 @@ from distft.train.optimizer import build_optimizer
 METHODS = plugin.methods()
 TASKS = plugin.tasks()
 LABELS = ["bad", "good", "plain"]
-STEPS = 12
+STEPS = 30
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -388,6 +388,24 @@ def test_unknown_target_modules_are_refused(chat_llama: Path) -> None:
     model = hf.load_model(ModelConfig(id=str(chat_llama)), task, [], seed=1)
     with pytest.raises(ConfigError, match=r"method\.target_modules: .*no_such_layer"):
         chosen.attach(model, chosen.config(target_modules=["no_such_layer"]), task)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_weights_inside_the_body_are_trained_too(
+    name: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A body that was pre-trained without its pooler: random weights must not stay, nor be lost."""
+    from transformers import AutoConfig, BertForMaskedLM
+
+    BertForMaskedLM(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(tmp_path)
+    task, chosen = TASKS["seq_cls"], METHODS[name]
+    model = hf.load_model(ModelConfig(id=str(tmp_path)), task, LABELS, seed=1)
+    assert hf.head_modules(model) == ["classifier", "bert.pooler.dense"]
+    module = chosen.attach(model, chosen.config(), task)
+    trained = {n for n, p in module.named_parameters() if p.requires_grad and "pooler" in n}
+    assert len(trained) == 2, trained
+    if chosen.adapter:
+        assert all(".modules_to_save." in one for one in trained), "whole, so that it is saved"
 
 
 def test_names_on_a_real_model(asset: Callable[[str], Path]) -> None:

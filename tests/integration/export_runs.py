@@ -186,7 +186,7 @@ def finished_run(
     )
     engine = TorchEngine(builder(config, job.labels), config.train, made)
     lines = list(train(job, engine))
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0], "a model that learnt nothing proves nothing"
+    losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert min(losses[1:]) < losses[0], "a model that learnt nothing proves nothing"
     end(config, record)
     return config.run_dir

@@ -389,20 +389,27 @@ def test_merging_a_full_run_is_refused(runs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_base_with_another_head_is_loaded_by_the_card(
-    folder: Path, tiny_bert: Path, tmp_path: Path
+@pytest.mark.parametrize("kind", ["five-classes", "no-pooler"])
+def test_the_card_loads_a_base_whose_head_does_not_fit(
+    kind: str, folder: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    """The base was itself a classifier, of five classes; the run has three."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    """The base was itself a classifier, of five classes, or pre-trained without a pooler."""
+    from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-    base = folder / "five-classes"
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5)
-    model.save_pretrained(base)
+    base = folder / kind
+    if kind == "no-pooler":
+        AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(base)
+    else:
+        model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=5)
+        model.save_pretrained(base)
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(base)
     lora = {"name": "lora", "r": 4}
-    run = RUNS["finished_run"](folder, "other-head", str(base), "seq_cls", lora, learning_rate=1e-2)
+    run = RUNS["finished_run"](folder, f"on-{kind}", str(base), "seq_cls", lora, learning_rate=3e-3)
     logits, _ = card_says(run, run / "model", tmp_path)
     assert logits.shape[-1] == 3
+    assert worst(run, logits) <= TOLERANCE
+    api.export(run, tmp_path / "merged", merge=True)
+    logits, _ = card_says(run, tmp_path / "merged", tmp_path)
     assert worst(run, logits) <= TOLERANCE
 
 
