@@ -50,7 +50,13 @@ def plan(config: RunConfig) -> Plan:
     config = _resolved(config)
     shape = config.cluster.shape
     capacity = local_capacity() if shape is None else shape_capacity(shape)
-    return make_plan(config, sample_stats(config), capacity)
+    made = make_plan(config, sample_stats(config), capacity)
+    if config.cluster.address is not None and shape is None:
+        made.notes.append(
+            f"this is a plan for this machine; set cluster.shape to plan for the cluster at "
+            f"{config.cluster.address}"
+        )
+    return made
 
 
 def prepare(config: RunConfig) -> Manifest:
@@ -87,6 +93,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunRecord:
         DistftError: Anything wrong, refused or failed; run.json says so too.
     """
     from distft.data.resolve import prepared_key
+    from distft.data.stats import sample_stats
     from distft.plan import batch_sizes
 
     config = _resolved(config)
@@ -100,8 +107,12 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunRecord:
     if held is not None and held.status == "completed":
         _close(folder, console)
         return held
-    # Everything a sample can show is refused before a directory or a cluster exists.
-    plan(config)
+    # Everything a sample can show is refused before a directory or a cluster exists; whether it
+    # fits a cluster at an address is known only once that is asked.
+    if config.cluster.address is None or config.cluster.shape is not None:
+        plan(config)
+    else:
+        sample_stats(config)
     with run_dir.claimed(folder, fresh=fresh), _recorded(folder):
         record = _run(config, config_hash, folder, console)
     _close(folder, console)
