@@ -62,6 +62,11 @@ def fit(
             say(f"a worker died; starting again from the newest checkpoint ({attempt + 1})")
 
 
+class _InterruptibleTrainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Leave Ctrl-C to Python: Ray's handler ends the process with 1, and outlives the run."""
+
+
 def _trainer(
     order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan, storage: str
 ) -> TorchTrainer:
@@ -73,7 +78,7 @@ def _trainer(
         "OMP_NUM_THREADS": str(plan.threads_per_worker),
         "TOKENIZERS_PARALLELISM": "false",
     }
-    return TorchTrainer(
+    return _InterruptibleTrainer(
         run_worker,
         train_loop_config=dict(order),
         scaling_config=ScalingConfig(
@@ -110,9 +115,8 @@ def _unwrapped(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(current))
         yield current
-        inner = [
-            getattr(current, name, None) for name in ("cause", "controller_failure", "_base_exc")
-        ]
+        names = ("cause", "controller_failure", "health_check_failure", "_base_exc")
+        inner = [getattr(current, name, None) for name in names]
         inner += [current.__cause__, *getattr(current, "worker_failures", {}).values()]
         pending += [item for item in inner if isinstance(item, BaseException)]
 
