@@ -64,7 +64,9 @@ def say(finished: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_the_run_directory_holds_what_is_promised(finished: Any, lines: Lines) -> None:
     run_dir = finished.run_dir
     assert {path.name for path in run_dir.iterdir()} == RUN_FILES
-    assert {path.name for path in run_dir.parent.iterdir()} == {"reviews", "prepared"}
+    beside = {path.name for path in run_dir.parent.iterdir()}
+    assert {"reviews", "prepared"} <= beside
+    assert not [name for name in beside if name.startswith(".")], "no lock or half folder is left"
     names = {path.name for path in (run_dir / "logs").iterdir()}
     assert names == {
         f"{kind}-{rank:05d}.{ending}"
