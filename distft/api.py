@@ -181,14 +181,34 @@ def report(folder: Path) -> dict[str, str]:
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """Fill in the format and the task from the data, and make the output path absolute."""
+    """Fill in the format and the task from the data, and make every path absolute.
+
+    Workers of a cluster that runs already have another working directory.
+    """
     from distft.data.resolve import detect
 
     format_name, task_name = detect(config)
     task = config.task or plugin.tasks()[task_name].config(name=task_name)
-    data = config.data.model_copy(update={"format": format_name})
-    output_dir = str(Path(config.output_dir).expanduser().absolute())
-    return config.model_copy(update={"task": task, "data": data, "output_dir": output_dir})
+    data = {split: _absolute(getattr(config.data, split)) for split in ("train", "eval", "test")}
+    model_id = config.model.id
+    if Path(model_id).expanduser().is_dir():
+        model_id = _absolute(model_id)
+    return config.model_copy(
+        update={
+            "task": task,
+            "model": config.model.model_copy(update={"id": model_id}),
+            "data": config.data.model_copy(update={"format": format_name, **data}),
+            "output_dir": _absolute(config.output_dir),
+        }
+    )
+
+
+def _absolute(spec: Any) -> Any:
+    if isinstance(spec, list):
+        return [_absolute(one) for one in spec]
+    if not isinstance(spec, str) or spec.startswith("asset:"):
+        return spec
+    return str(Path(spec).expanduser().absolute())
 
 
 def _prepare(config: RunConfig, console: Console) -> tuple[Path, Manifest]:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Samples = Callable[[Path], dict[int, list[list[int]]]]
 
 
+@pytest.mark.slow
 def test_logged_ids_are_every_row_once_and_the_same_steps_at_world_1_and_2(
     finished: Any, samples: Samples
 ) -> None:

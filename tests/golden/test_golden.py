@@ -17,6 +17,7 @@ import torch
 from distft.train import checkpoint
 
 STEPS = 12
+SLOW = pytest.mark.slow
 LOSS_TOLERANCE = 2e-5
 WEIGHT_TOLERANCE = 2e-4
 
@@ -149,7 +150,7 @@ def test_zero_stages_equal_torch(one, two, make_case, differences, method, optim
         assert_same((two.run(case), case), (reference, reference_case), differences)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
 def test_offload_equals_torch(one, two, make_case, differences, stage) -> None:
     reference_case = make_case(optim="adamw")
     reference = one.run(reference_case)
@@ -184,7 +185,7 @@ def test_splits_of_a_step_are_equal(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("optim", list(OPTIMIZERS))
+@pytest.mark.parametrize("optim", ["adamw", pytest.param("sgd", marks=SLOW)])
 def test_interrupted_equals_uninterrupted(two, make_case, stage, optim) -> None:
     """Dropout is on: its masks are keyed by place, not by what ran before."""
     same = {"optim": optim, "world": 2, "stage": stage, "method": "lora", "save_steps": 3}
@@ -203,7 +204,7 @@ def test_interrupted_equals_uninterrupted(two, make_case, stage, optim) -> None:
 
 
 @pytest.mark.parametrize(("first", "then"), [((2, 3), (1, 0)), ((1, 0), (2, 1)), ((2, 2), (2, 3))])
-@pytest.mark.parametrize("optim", list(OPTIMIZERS))
+@pytest.mark.parametrize("optim", ["adamw", pytest.param("sgd", marks=SLOW)])
 def test_checkpoint_continues_at_another_world_and_stage(
     one, two, make_case, differences, first, then, optim
 ) -> None:
@@ -234,6 +235,7 @@ def test_damaged_checkpoint_is_passed_over(one, make_case) -> None:
     assert notes[1] == "continued from step 4"
 
 
+@SLOW
 def test_bfloat16_weights_train_alike_at_every_stage(two, make_case) -> None:
     """The master weights are float32, so the loss falls; bfloat16 rounds, so only roughly alike."""
     runs = [two.run(make_case(world=2, stage=stage, dtype="bfloat16")) for stage in (1, 2, 3)]
@@ -242,7 +244,9 @@ def test_bfloat16_weights_train_alike_at_every_stage(two, make_case) -> None:
         torch.testing.assert_close(losses(lines), losses(runs[0]), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("world", "stage"), [(1, 0), pytest.param(2, 2, marks=SLOW), pytest.param(2, 3, marks=SLOW)]
+)
 def test_bf16_autocast_follows_float32(one, two, make_case, world, stage) -> None:
     group = two if world == 2 else one
     exact = losses(group.run(make_case(world=world, stage=stage)))
@@ -252,7 +256,7 @@ def test_bf16_autocast_follows_float32(one, two, make_case, world, stage) -> Non
 
 
 @pytest.mark.parametrize(("world", "stage"), [(1, 0), (2, 3)])
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=SLOW)])
 def test_gradient_checkpointing_changes_nothing(
     one, two, make_case, differences, world, stage, method
 ) -> None:
@@ -262,7 +266,7 @@ def test_gradient_checkpointing_changes_nothing(
     assert_same((group.run(case), case), (group.run(reference_case), reference_case), differences)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=SLOW)])
 def test_new_head_is_the_same_at_every_stage(
     one, two, make_case, differences, asset, two_classes, method
 ) -> None:
