@@ -34,12 +34,15 @@ def evaluate_split(job: Job, engine: Engine, split: str) -> Metrics:
     return evaluate(engine, job.task, reader, job.labels, batch_size=size, pad_id=job.pad_id)
 
 
-def check_changed(engine: Engine, before: dict[str, float]) -> None:
+def check_changed(engine: Engine, before: dict[str, float]) -> list[str]:
     """Check that what was declared trainable moved and nothing else did; called by all ranks.
 
     Args:
         engine: After training.
         before: Its fingerprints before.
+
+    Returns:
+        Names of declared parameters that did not move.
 
     Raises:
         TrainError: A frozen parameter moved, or no declared one did.
@@ -55,6 +58,7 @@ def check_changed(engine: Engine, before: dict[str, float]) -> None:
         raise TrainError(
             "No declared parameter changed while training.", "Raise train.learning_rate."
         )
+    return sorted(declared - moved)
 
 
 def finish(job: Job, engine: Engine, position: Position) -> Metrics:

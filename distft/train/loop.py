@@ -91,7 +91,10 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
             keep = job.config.train.save_total_limit
             checkpoint.save(engine, job.run_dir, position, job.config_hash, keep)
     if position.step > start:
-        check_changed(engine, before)
+        unmoved = check_changed(engine, before)
+        if unmoved:
+            note = f"{len(unmoved)} declared parameters did not change, first {unmoved[0]}"
+            yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
     yield finish(job, engine, position)
 
 
