@@ -191,7 +191,7 @@ def _resolved(config: RunConfig) -> RunConfig:
     task = config.task or plugin.tasks()[task_name].config(name=task_name)
     data = {split: _absolute(getattr(config.data, split)) for split in ("train", "eval", "test")}
     model_id = config.model.id
-    if Path(model_id).expanduser().is_dir():
+    if (Path(model_id).expanduser() / "config.json").is_file():
         model_id = _absolute(model_id)
     return config.model_copy(
         update={

@@ -84,6 +84,7 @@ def run_of(folder: Any, name: str, *words: str) -> tuple[str, ...]:
     return ("train", str(folder.config), f"name={name}", *words)
 
 
+@pytest.mark.slow
 def test_killed_with_everything_it_started_and_continued(
     finished: Any,
     lines: Lines,

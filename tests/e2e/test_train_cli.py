@@ -130,6 +130,8 @@ def test_the_resolved_config_is_a_config_without_surprises(finished: Any) -> Non
     assert re.search(r"^  per_device_train_batch_size: \d+  # .*20 samples", text, re.MULTILINE)
     plain = yaml.safe_load(text)
     assert plain.pop("output_dir") == str(finished.run_dir.parent)
+    # Workers, and whoever reads this file later, have another working directory.
+    assert plain["data"].pop("train") == str(finished.folder.path / "reviews.csv")
     assert '"/' not in json.dumps(plain), "no other absolute path"
     for file in finished.run_dir.rglob("*"):
         assert not file.is_file() or b"hf_this-must-not" not in file.read_bytes(), file
