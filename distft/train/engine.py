@@ -12,8 +12,8 @@ StateReader = Callable[[str], Mapping[str, torch.Tensor]]
 """Parameter name -> {"param": float32 weights, optimizer key: tensor}, whole, on the CPU."""
 
 
-class Engine(Protocol):
-    """One process's part in training; every method but the properties is called by all ranks."""
+class Evaluated(Protocol):
+    """The part of an engine that evaluation uses; all ranks call its methods."""
 
     @property
     def module(self) -> nn.Module:
@@ -33,6 +33,14 @@ class Engine(Protocol):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits of a micro-batch; the labels in it are not used."""
         ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, by rank, on every rank."""
+        ...
+
+
+class Engine(Evaluated, Protocol):
+    """One process's part in training; every method is called by all ranks."""
 
     def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
         """Add this micro-batch's share of the gradient.
@@ -56,10 +64,6 @@ class Engine(Protocol):
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Return the values summed over all ranks, in float64."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, by rank, on every rank."""
         ...
 
     def state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:

@@ -2,45 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
 
 from distft.data.order import eval_plan
 from distft.data.shards import Sample
 from distft.errors import TrainError
 from distft.plugin import Task
 from distft.train.batch import collate
-
-
-class Evaluated(Protocol):
-    """The part of an Engine that evaluation uses."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The model."""
-        ...
-
-    @property
-    def rank(self) -> int:
-        """Which of the workers this is."""
-        ...
-
-    @property
-    def world_size(self) -> int:
-        """How many workers there are."""
-        ...
-
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the logits of a micro-batch."""
-        ...
-
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, by rank, on every rank."""
-        ...
+from distft.train.engine import Evaluated
 
 
 class Rows(Protocol):

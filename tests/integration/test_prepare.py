@@ -170,21 +170,16 @@ def test_conversations_with_broken_lines(tmp_path: Path, make_config: MakeConfig
     assert sum(info.rows for info in manifest.splits.values()) == 46
 
 
-def test_second_prepare_reads_no_row(
-    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray.data
-
+def test_second_prepare_reads_no_row(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(write_csv(tmp_path / "r.csv", reviews(60)))
-    root, manifest = prepare(config)
+    tokenized: list[int] = []
+    root, manifest = prepare(config, progress=lambda done, total: tokenized.append(done))
+    assert tokenized[-1] == 60
     before = {path.name: path.stat().st_mtime_ns for path in root.iterdir()}
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a second pass over the data")
-
-    monkeypatch.setattr(ray.data, "from_items", refuse)
-    again, same = prepare(config)
+    tokenized.clear()
+    again, same = prepare(config, progress=lambda done, total: tokenized.append(done))
     assert (again, same) == (root, manifest)
+    assert tokenized == [], "a second pass over the data"
     assert {path.name: path.stat().st_mtime_ns for path in root.iterdir()} == before
 
 
