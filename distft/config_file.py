@@ -167,7 +167,7 @@ def _apply_override(raw: dict[str, Any], text: str) -> None:
 def _place(path: Path, node: yaml.Node, key: tuple[Any, ...], overridden: set[str]) -> str:
     dotted = ".".join(str(part) for part in key)
     if any(dotted == name or dotted.startswith(name + ".") for name in overridden):
-        return f"override {dotted}"
+        return "override"
     line = node.start_mark.line
     for part in key:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
@@ -175,7 +175,7 @@ def _place(path: Path, node: yaml.Node, key: tuple[Any, ...], overridden: set[st
         if found is None:
             # An override made it, or a YAML merge key, which has no line of its own.
             made = any(name.startswith(dotted + ".") for name in overridden)
-            return f"override {dotted}" if made else f"{path}:{line + 1}"
+            return "override" if made else f"{path}:{line + 1}"
         node, line = found[1], found[0].start_mark.line
     return f"{path}:{line + 1}"
 

@@ -175,7 +175,7 @@ def labels_of(
         if stratum not in seen:
             capped = " (data.max_samples is set)" if data.max_samples else ""
             raise DataError(
-                f"{path}:{row}: label {stratum!r} of a {split} row is never seen in "
+                f"{path}:{row}: label {stratum!r} in the {split} rows is never seen in "
                 f"training{capped}; training knows {', '.join(sorted(seen)[:20])}.",
                 "Add training rows of that label, mend the label, or remove the row.",
             )

@@ -105,7 +105,7 @@ def number(value: float) -> str:
     """Return a number in four significant digits; whole ones in full with thousands apart."""
     if not math.isfinite(value):
         return "not finite"
-    if isinstance(value, int) or (value == int(value) and abs(value) >= 1000):
+    if isinstance(value, int) or (value == int(value) and 1000 <= abs(value) < 1e15):
         return f"{int(value):,}"
     if value == 0:
         return "0"

@@ -45,10 +45,10 @@ WRONG = {
         ("reviews.yaml:", "method.rnak: unknown key"), config={"method": {"rnak": 4}}
     ),
     "wrong type": Wrong(
-        ("override train.max_steps", "must be a whole number", '"many"'), ("train.max_steps=many",)
+        ("override: train.max_steps", "must be a whole number", '"many"'), ("train.max_steps=many",)
     ),
     "impossible value": Wrong(
-        ("override train.learning_rate", "greater than 0", "-1"), ("train.learning_rate=-1",)
+        ("override: train.learning_rate", "greater than 0", "-1"), ("train.learning_rate=-1",)
     ),
     "empty file": Wrong(("empty.jsonl", "empty"), ("data.train=empty.jsonl",), {"empty.jsonl": ""}),
     "only a header": Wrong(("head.csv",), ("data.train=head.csv",), {"head.csv": "text,label\n"}),
@@ -68,7 +68,7 @@ WRONG = {
         {"r.jsonl": GOOD + '{"text": "x"}\n'},
     ),
     "a label never seen in training": Wrong(
-        ("e.jsonl:3: label 'c' of a eval row is never seen in training", "a, b"),
+        ("e.jsonl:3: label 'c' in the eval rows is never seen in training", "a, b"),
         ("data.train=r.jsonl", "data.eval=e.jsonl"),
         {"r.jsonl": GOOD, "e.jsonl": rows("a", "b", "c").replace("row", "other")},
     ),
@@ -152,7 +152,7 @@ def test_a_shell_sees_status_and_paragraph(folder: Any) -> None:
     before = sorted(folder.path.rglob("*"))
     done = folder.distft("train", "reviews.yaml", "train.learning_rat=0.1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("distft: override train.learning_rat: ")
+    assert done.stderr.startswith("distft: override: train.learning_rat: ")
     assert "unknown key; did you mean learning_rate?" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(folder.path.rglob("*")) == before

@@ -209,13 +209,13 @@ def test_a_wrong_file_is_explained(tmp_path: Path, text: str, said: str) -> None
     [
         ("train.max_steps", "'train.max_steps' is not an override: write KEY=VALUE"),
         ("..=2", "'..=2' is not an override"),
-        ("train.max_steps=x", "override train.max_steps: train.max_steps: must be a whole number"),
-        ("train.max_step=3", "override train.max_step: train.max_step: unknown key; did you mean"),
-        ("nope.a=1", "override nope: nope: unknown key"),
+        ("train.max_steps=x", "override: train.max_steps: must be a whole number"),
+        ("train.max_step=3", "override: train.max_step: unknown key; did you mean"),
+        ("nope.a=1", "override: nope: unknown key"),
         ("data.eval=[1", "the value of the override 'data.eval=[1' is not valid YAML"),
         ("data.train.x=1", 'sets a key of train, but train is "reviews.csv"'),
-        ("name=a/b", "override name: name: a name becomes a directory"),
-        ("method.r=0", "override method.r: method.r: must be greater than or equal to 1; got 0"),
+        ("name=a/b", "override: name: a name becomes a directory"),
+        ("method.r=0", "override: method.r: must be greater than or equal to 1; got 0"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path: Path, override: str, said: str) -> None:
