@@ -23,7 +23,7 @@ from typing import Literal
 
 import yaml
 
-from distft.config import nearest
+from distft.config_sections import nearest
 from distft.errors import ConfigError, DistftError
 
 PREFIX = "asset:"

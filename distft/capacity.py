@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from distft.config import ShapeConfig
+from distft.config_sections import ShapeConfig
 from distft.errors import ConfigError
 
 GIB = 1 << 30

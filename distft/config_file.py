@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distft.config import DEFAULT_METHOD, VARIANT_KEYS, RunConfig, nearest, variants
+from distft.config import DEFAULT_METHOD, VARIANT_KEYS, RunConfig, variants
+from distft.config_sections import nearest
 from distft.errors import ConfigError
 
 MOST_ERRORS = 5

@@ -65,6 +65,12 @@ class TrainError(DistftError):
     exit_code = 4
 
 
+class SearchError(DistftError):
+    """A search cannot go on, or found nothing."""
+
+    exit_code = 4
+
+
 class ExportError(DistftError):
     """A written model is not the model that was trained."""
 

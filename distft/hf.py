@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from distft import assets
-from distft.config import ModelConfig
+from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 from distft.plugin import Task
 

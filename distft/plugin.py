@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from distft.space import Values
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -126,15 +128,6 @@ class Task:
     """(model, tokenizer, rows, context, config) -> one JSON-able prediction per row, in order."""
 
 
-@dataclass(frozen=True)
-class Range:
-    """A numeric range a search may draw from."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """What is trained: which parameters exist and move."""
@@ -145,8 +138,8 @@ class Method:
     config: type[VariantConfig]
     learning_rate: float
     """Default peak learning rate, the prior of a search."""
-    space: Mapping[str, Range | tuple[Any, ...]]
-    """Dotted config path -> range or choices for a search."""
+    space: Mapping[str, Values]
+    """Dotted config path -> range or choices of a search."""
     attach: Callable[[PreTrainedModel, VariantConfig, Task], nn.Module]
     """Freeze, wrap or extend the model in place; works on meta tensors; returns what to train."""
     adapter: bool

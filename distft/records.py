@@ -1,4 +1,4 @@
-"""The record of one run, `run.json`: what reports and exports read, and the only thing they trust.
+"""The records of a run (`run.json`) and of a study: what reports read, and all they trust.
 
 `metrics.jsonl` beside it holds one JSON object per logged step (keys: `step, samples, tokens,
 epoch, loss, learning_rate, grad_norm, tokens_per_s`) and one per evaluation (`step, samples` and
@@ -79,6 +79,124 @@ class RunRecord(BaseModel):
     """`planned` (model states of one rank) and `measured` (of the largest worker)."""
     tokens_per_s: float = 0.0
     trial: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class TrialRecord(BaseModel):
+    """One trial of a study: a line of trials.jsonl."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    study: Literal["search", "confirm"]
+    """`search`: sampled, at the search budget; `confirm`: a further seed at full budget."""
+    number: int
+    """In the order of starting, from 0, for each study."""
+    state: Literal["running", "complete", "pruned", "failed", "refused"]
+    """pruned: stopped at a rung or by the budget; failed: raised, see `reason`; refused: broke a
+    constraint or does not fit, and was never launched."""
+    method: str
+    params: dict[str, Any]
+    """Sampled: dotted config path -> value, with `method.name`."""
+    config_hash: str
+    """Of the effective configuration, seed included."""
+    seed: int
+    value: float | None = None
+    """Best evaluation of the first objective; None where there is none."""
+    values: list[float] = Field(default_factory=list)
+    """All objectives, where there are several."""
+    curve: list[dict[str, Any]] = Field(default_factory=list)
+    """One evaluation each: `samples, step, value` and the metrics, each prefixed `eval_`."""
+    rungs: list[dict[str, Any]] = Field(default_factory=list)
+    """One decision each: `rung, samples, value, rank, of, kept`."""
+    samples: int = 0
+    """Trained on."""
+    duration_s: float = 0.0
+    saved_bytes: int = 0
+    """Size of what a run of it saves: the adapter, or the whole model."""
+    attempts: int = 1
+    """Starts: above 1 where a process was lost on the way."""
+    reused_from: int | None = None
+    """Number of the trial with the same configuration whose result this is."""
+    reason: str = ""
+    """Why it was stopped, failed or refused."""
+    run: RunRecord | None = None
+    """The run behind it, with planned and measured memory and trainable parameters; None where
+    nothing was planned."""
+
+
+class Candidate(BaseModel):
+    """A configuration that was confirmed with further seeds at full budget."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trial: int
+    """Number of the search trial that found it."""
+    method: str
+    params: dict[str, Any]
+    search_value: float
+    """Its objective in the search, which picked it and does not count again."""
+    seeds: list[int]
+    values: list[float]
+    """Objective of each seed."""
+    mean: float | None
+    """None where no seed finished."""
+    spread: float | None
+    """Standard deviation over the seeds."""
+    cost: list[float]
+    """Planned bytes of one worker, trained parameters: what `cheapest` compares, in this order."""
+    within_tolerance: bool
+
+
+class StudyRecord(BaseModel):
+    """A study, finished or not: study.json. All trials are in trials.jsonl beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    status: Literal["running", "completed", "failed", "interrupted"]
+    config_hash: str
+    config: dict[str, Any]
+    """As given, with its task resolved."""
+    objective: list[str]
+    """Metric names, `eval_` prefixed where measured on the eval rows."""
+    greater_is_better: list[bool]
+    samples_per_trial: int
+    """The search budget of one trial."""
+    full_samples: int
+    """Training samples of the winner and of the confirmations."""
+    policy: dict[str, Any]
+    """`name`, and for successive halving `rungs` (shares), `keep` and `smooth`."""
+    space: dict[str, dict[str, Any]]
+    """Method -> dotted path -> {low, high, log} or a list of choices."""
+    max_concurrent: int
+    workers_per_trial: int
+    threads_per_worker: int
+    counts: dict[str, int]
+    """complete, pruned, failed, refused, reused, running."""
+    limits: dict[str, float]
+    """What the search may spend: trials, wall_s, gpu_s, samples, where set."""
+    spent: dict[str, float]
+    """What it has spent of each."""
+    ended_by: str = ""
+    """Which limit ended the search."""
+    best_trial: int | None = None
+    """Of the search, by its value."""
+    candidates: list[Candidate] = Field(default_factory=list)
+    tolerance: float | None = None
+    """Used to choose among the candidates."""
+    tolerance_from: str = ""
+    """How it came about, in words."""
+    recommended: int | None = None
+    """Number of the search trial whose configuration is recommended."""
+    importances: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """`all` or a method's name -> parameter -> share of the variation it explains."""
+    winner: str | None = None
+    """The winner's run directory, relative to the study's."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str
+    """UTC, ISO 8601."""
+    duration_s: float = 0.0
     error: dict[str, Any] | None = None
 
 
@@ -193,3 +311,26 @@ def read_evaluations(run_dir: Path) -> Metrics:
             f"{path} cannot be read: {error}.", "Run the same `distft train` command again."
         ) from error
     return value
+
+
+def read_study(study_dir: Path) -> tuple[StudyRecord, list[TrialRecord]]:
+    """Return the record of a study directory and its trials.
+
+    Args:
+        study_dir: The directory `distft tune` wrote.
+
+    Returns:
+        study.json and the lines of trials.jsonl.
+
+    Raises:
+        ConfigError: They are not there, or are not what this version reads.
+    """
+    try:
+        record = StudyRecord.model_validate_json((study_dir / "study.json").read_bytes())
+        lines = (study_dir / "trials.jsonl").read_bytes().splitlines()
+        return record, [TrialRecord.model_validate_json(line) for line in lines]
+    except (OSError, ValidationError) as error:
+        raise ConfigError(
+            f"{study_dir} is not a study of schema {SCHEMA_VERSION}: {error}.",
+            "Name the directory that `distft tune` printed, or run the same tune command again.",
+        ) from error

@@ -14,7 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from distft import plugin
-from distft.config import DEFAULT_METHOD, RunConfig, nearest
+from distft.config import DEFAULT_METHOD, RunConfig
+from distft.config_sections import nearest
 from distft.errors import ConfigError
 
 EXAMPLES: Mapping[plugin.RowKind, tuple[str, dict[str, Any]]] = {

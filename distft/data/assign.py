@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from distft.config import DataConfig
+from distft.config_sections import DataConfig
 from distft.data import resolve
 from distft.data.manifest import DroppedRow
 from distft.data.split import SPLITS, Candidate, Split, assign

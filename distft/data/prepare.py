@@ -22,7 +22,8 @@ import ray
 import ray.data
 
 from distft import errors, hf, plugin
-from distft.config import ModelConfig, RunConfig
+from distft.config import RunConfig
+from distft.config_sections import ModelConfig
 from distft.data import resolve
 from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
 from distft.data.manifest import (

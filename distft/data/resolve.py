@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from distft import hf, plugin
-from distft.config import DataConfig, ModelConfig, RunConfig, nearest
+from distft.config import RunConfig
+from distft.config_sections import DataConfig, ModelConfig, nearest
 from distft.data import source
 from distft.data.source import SourceFile
 from distft.data.split import SPLITS, Split

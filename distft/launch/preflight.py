@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distft.config import ClusterConfig
+from distft.config_sections import ClusterConfig
 from distft.errors import ClusterError
 from distft.launch.session import DATA_CPUS
 from distft.plan import Plan

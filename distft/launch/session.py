@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import ray
 
 from distft.capacity import Capacity, local_capacity
-from distft.config import ClusterConfig
+from distft.config_sections import ClusterConfig
 from distft.errors import ClusterError
 
 LOCAL_OBJECT_STORE_BYTES = 1 << 30

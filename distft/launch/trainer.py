@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from distft.config import ClusterConfig
+from distft.config_sections import ClusterConfig
 from distft.errors import DistftError, TrainError
 from distft.launch.network import NodeTorchConfig
 from distft.launch.worker import run_worker

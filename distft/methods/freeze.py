@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distft.errors import ConfigError
-from distft.plugin import Method, Range, Task, VariantConfig
+from distft.plugin import Method, Task, VariantConfig
+from distft.space import Range
 
 if TYPE_CHECKING:
     from torch import nn

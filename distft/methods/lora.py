@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from distft.errors import ConfigError
-from distft.plugin import Method, Range, Task, VariantConfig
+from distft.plugin import Method, Task, VariantConfig
+from distft.space import Range
 
 if TYPE_CHECKING:
     from torch import nn

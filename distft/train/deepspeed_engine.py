@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distft.config import RunConfig, TrainConfig
+from distft.config import RunConfig
+from distft.config_sections import TrainConfig
 from distft.hf import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint

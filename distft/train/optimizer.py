@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from distft.config import TrainConfig
+from distft.config_sections import TrainConfig
 
 
 def build_optimizer(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distft.config import TrainConfig
+from distft.config_sections import TrainConfig
 from distft.hf import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from distft import hf, plugin
-from distft.config import ModelConfig, RunConfig
+from distft.config import RunConfig
 from distft.config_file import parse
+from distft.config_sections import ModelConfig
 from distft.data.shards import Sample
 from distft.errors import ConfigError
-from distft.plugin import EncodeContext, Method, Range, Task
+from distft.plugin import EncodeContext, Method, Task
+from distft.space import Range
 from distft.train.batch import collate
 from distft.train.model import builder
 from distft.train.optimizer import build_optimizer

@@ -18,14 +18,14 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli",),
     ("api", "doctor", "schema", "starter"),
-    ("report", "export", "predict"),
+    ("report", "export", "predict", "search"),
     ("launch",),
     ("train",),
     ("data", "plan", "run_dir"),
     ("hf", "assets", "capacity"),
-    ("config", "config_file"),
+    ("config", "config_file", "config_sections"),
     ("methods", "tasks", "formats"),
-    ("plugin", "records"),
+    ("plugin", "records", "space"),
     ("errors",),
 )
 RANK = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -38,8 +38,8 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # prepare asks the cluster how many CPUs it has, to size its actor pool.
     "ray": (("launch/", "data/prepare.py"), ()),
     "ray.data": (("data/prepare.py", "data/stream.py"), ()),
-    "ray.tune": ((), ()),
-    "optuna": ((), ()),
+    "ray.tune": (("search/tune.py", "search/trainable.py"), ()),
+    "optuna": (("search/",), ()),
     "deepspeed": (("train/deepspeed_engine.py",), ()),
     "peft": ((), ("methods/", "hf.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.capacity import GIB, Capacity, shape_capacity, size_text
-from distft.config import ShapeConfig
 from distft.config_file import parse
+from distft.config_sections import ShapeConfig
 from distft.data.stats import DataStats
 from distft.errors import ConfigError, PlanError
 from distft.plan import Plan, batch_sizes, make_plan

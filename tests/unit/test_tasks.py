@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft import hf, plugin
-from distft.config import ModelConfig
+from distft.config_sections import ModelConfig
 from distft.errors import ConfigError
 from distft.plugin import EncodeContext, Row, UnusableRow
 

@@ -1,0 +1,277 @@
+"""The sections of a configuration, key by key. The field docs are the help and the JSON schema.
+
+`None` means "derive it": `plan` does, and says why.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from distft import plugin, space
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Text | Annotated[list[Text], Field(min_length=1)]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the known word nearest to this one, or nothing.
+
+    Args:
+        word: What was written.
+        known: What is allowed.
+
+    Returns:
+        Text to append to a message; empty when nothing is near.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class Section(BaseModel):
+    """Base of the sections; unknown keys and implicit conversions are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelConfig(Section):
+    """Which pre-trained model."""
+
+    id: Text
+    """Hub id, folder of a saved model, or `asset:NAME` (a model that comes inside a package)."""
+    revision: str | None = None
+    """Hub commit, tag or branch; pin a commit for a run that can be repeated."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the weights in memory; `train.bf16` alone computes in bfloat16 and keeps float32."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Sets every dropout rate of the model's own configuration; default: as it was pre-trained."""
+    trust_remote_code: bool = False
+    """Runs Python code that came with the model. Recorded in the run."""
+
+
+class DataConfig(Section):
+    """Which rows, and how they are read."""
+
+    train: Paths
+    """File, glob or list of them; or `asset:NAME`."""
+    eval: Share | Paths = 0.1
+    """Rows for choosing (early stopping, best checkpoint): files, or a share of `train`."""
+    test: Share | Paths = 0.1
+    """Rows seen once, at the end: files, or a share of `train`."""
+    format: str | None = None
+    """One of `distft formats`; default: detected from the first rows."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role -> column name where yours differ, such as {text: review, label: stars}."""
+    cutoff_len: Annotated[int, Field(ge=8)] | None = None
+    """Longest sample in tokens; longer ones are truncated and counted. Default: 512 or the
+    model's own limit, whichever is smaller."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first so many usable training rows."""
+    on_bad_row: Literal["skip", "error"] = "skip"
+    """skip: count and list unusable rows in the manifest; error: stop at the first."""
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str | None) -> str | None:
+        known = plugin.formats()
+        if name is not None and name not in known:
+            raise ValueError(
+                f"unknown format {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+            )
+        return name
+
+
+class TrainConfig(Section):
+    """How it is trained; Hugging Face spelling."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate; default: the method's own."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training rows; `max_steps` wins."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Samples of one worker's micro-batch; default: what one accumulation step needs, at most 8."""
+    per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Samples of one worker's evaluation batch."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = None
+    """Micro-batches per optimizer step and worker; default: what `global_batch_size` needs."""
+    global_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Samples of one optimizer step over all workers; default 16, or the product of the others."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.06
+    """Optimizer steps of linear warm-up; below 1: a share of all steps."""
+    optim: Literal["adamw_torch", "sgd"] = "adamw_torch"
+    """Optimizer; sgd uses `sgd_momentum`."""
+    sgd_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled for AdamW, L2 for sgd; never on biases and norms."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the first moment."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """AdamW's decay of the second moment."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term against division by zero."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Global gradient norm to clip at; 0 is off."""
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of probability spread over all classes; training loss only, never evaluation."""
+    bf16: bool = False
+    """Compute in bfloat16 (autocast); weights and optimizer stay as `model.dtype` says."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    seed: Annotated[int, Field(ge=0)] = 42
+    """Seeds new weights, data order and dropout."""
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
+    """When to evaluate besides the start and the end."""
+    eval_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between evaluations; default: a fifth of the run."""
+    save_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps between checkpoints; default: with every evaluation."""
+    save_total_limit: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept; the best one is kept besides."""
+    logging_steps: Annotated[int, Field(ge=1)] = 5
+    """Optimizer steps between lines of metrics.jsonl."""
+    metric_for_best_model: str | None = None
+    """Evaluation metric that picks the best checkpoint; default: the task's objective."""
+    greater_is_better: bool | None = None
+    """Direction of that metric; default: down for losses, up for others."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations in a row without a better one; default: never."""
+
+    @field_validator("eval_strategy", mode="before")
+    @classmethod
+    def _yaml_no(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare `no`, which is Hugging Face's spelling, as false.
+        return "no" if value is False else value
+
+
+class ShapeConfig(Section):
+    """A cluster as numbers, so that `plan` needs no hardware."""
+
+    nodes: Annotated[int, Field(ge=1)] = 1
+    """Machines."""
+    cpus: Annotated[int, Field(ge=1)] = 8
+    """CPU cores of a node."""
+    memory: str = "16GiB"
+    """Main memory of a node, such as 64GiB."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """Graphics cards of a node."""
+    gpu_memory: str = "80GiB"
+    """Memory of one graphics card."""
+
+
+class ClusterConfig(Section):
+    """Where it runs. None of it changes what is learnt, so none of it is in the config hash."""
+
+    address: str | None = None
+    """Ray address (`auto`, `ray://host:10001`); default: a local Ray that ends with the run."""
+    num_workers: Annotated[int, Field(ge=1)] = 1
+    """Training processes."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """CPUs Ray reserves for each."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
+    """Graphics cards of each; default: 1 where the cluster has them."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """DeepSpeed ZeRO stage; default: the lowest that fits."""
+    offload: Literal["none", "cpu"] = "none"
+    """cpu: optimizer states live in main memory (ZeRO 1-3)."""
+    shape: ShapeConfig | None = None
+    """Plan for this cluster instead of the one at hand."""
+
+
+class PolicyConfig(Section):
+    """When the search stops a trial early; `policy: X` is short for `policy: {name: X}`."""
+
+    name: Literal["successive_halving", "none"] = "successive_halving"
+    """successive_halving: at each rung the better share goes on; none: every trial runs to its
+    end."""
+    rungs: list[Share] | None = None
+    """Where trials are compared, as shares of `tune.max_samples`, rising; default: as replays of
+    recorded searches found best."""
+    keep: list[Share] | None = None
+    """Share of the trials that goes on, for each rung."""
+
+
+class BudgetConfig(Section):
+    """What the search may spend besides `tune.num_trials`; what is reached first ends it."""
+
+    wall_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours the search may run, over all its continuations."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of trials times graphics cards of each."""
+    samples: Annotated[int, Field(ge=1)] | None = None
+    """Training samples over all trials."""
+
+
+class TuneConfig(Section):
+    """The search over method, rank and learning rate; Optuna decides, Ray Tune executes."""
+
+    num_trials: Annotated[int, Field(ge=1)] = 16
+    """Trials, those stopped early, failed or reused included."""
+    methods: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Methods to choose from; default: every one of `distft methods`."""
+    space: dict[str, Any] = Field(default_factory=dict)
+    """Dotted path -> {low, high, log}, a list of choices or a constant; wins over the methods' own
+    ranges, such as {train.learning_rate: {low: 1e-5, high: 1e-3, log: true}, method.r: [4, 16]}."""
+    sampler: Literal["tpe", "random", "grid", "gp", "nsga2"] = "tpe"
+    """Which configurations are tried; nsga2 is for several objectives. grid tries five values of a
+    range."""
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    """When a trial is stopped early."""
+    objective: Text | Annotated[list[Text], Field(min_length=2)] | None = None
+    """Metric on the eval rows; default: the task's plain loss. Several, of which the first decides
+    the winner, also `trainable_params`, `peak_memory` and `duration_s`: no trial is stopped."""
+    constraints: list[Text] = Field(default_factory=list)
+    """Limits a trial's plan must keep, such as `trainable_params <= 10M`, `peak_memory <= 24GB`."""
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    """What the search may spend."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Training samples of one trial; default: those of the whole training. The learning rate's
+    schedule spans them."""
+    num_workers: Annotated[int, Field(ge=1)] | None = None
+    """Workers of one trial; default: 1 where the model fits one, else `cluster.num_workers`."""
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+    """Trials side by side; default: as many as the resources allow."""
+    confirm: Annotated[int, Field(ge=0)] = 2
+    """Best configurations trained again with further seeds at full budget; below 2: none."""
+    confirm_seeds: Annotated[int, Field(ge=2)] = 2
+    """Further seeds of each."""
+    tolerance: Annotated[float, Field(ge=0)] | None = None
+    """The cheapest configuration whose mean is this near to the best one wins; default: one
+    standard error of the difference, pooled over those confirmed."""
+    storage: str | None = None
+    """Optuna storage URL; default: the file study.journal in the study's directory."""
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_are_known(cls, names: list[str] | None) -> list[str] | None:
+        known = plugin.methods()
+        for name in names or []:
+            if name not in known:
+                raise ValueError(
+                    f"unknown method {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+                )
+        return names
+
+    @field_validator("space")
+    @classmethod
+    def _space_reads(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for path, value in given.items():
+            space.parse_values(path, value)
+        return given
+
+    @field_validator("constraints")
+    @classmethod
+    def _constraints_read(cls, given: list[str]) -> list[str]:
+        for text in given:
+            space.parse_limit(text)
+        return given
