@@ -224,6 +224,7 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
     from distft.data.stats import stats_of
     from distft.launch import preflight, session, trainer
     from distft.plan import make_plan
+    from distft.train.job import Order
 
     started = time.time()
     with session.connected(config.cluster):
@@ -235,15 +236,15 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
         run_dir.write_start(folder, config, made, record)
         if not (folder / "eval.json").exists():
             preflight.check(config.cluster, made, folder)
-            order = {
-                "config": config.dump(),
-                "plan": made.model_dump(),
-                "run_dir": str(folder),
-                "data_root": str(root),
-                "config_hash": config_hash,
-            }
+            order = Order(
+                config=config.dump(),
+                plan=made,
+                run_dir=folder,
+                data_root=root,
+                config_hash=config_hash,
+            )
             with _followed(folder, made, console) as say:
-                trainer.fit(order, config.cluster, made, say=say)
+                trainer.fit(order, config.cluster, say=say)
     return _finish(folder, record, started, console)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import ray.train
 from ray.exceptions import RayActorError, RayError
@@ -17,26 +16,30 @@ from distft.config_sections import ClusterConfig
 from distft.errors import DistftError, TrainError
 from distft.launch.network import NodeTorchConfig
 from distft.launch.worker import run_worker
-from distft.plan import Plan
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from distft.train.job import Order
 
 RESTARTS = 2
 """How often a group is started again after a worker died; errors of the run are never retried."""
 
 
 def fit(
-    order: Mapping[str, Any],
+    order: Order,
     cluster: ClusterConfig,
-    plan: Plan,
     *,
     say: Callable[[str], None],
+    gate: ActorHandle | None = None,
 ) -> None:
     """Run the workers of a plan to their end.
 
     Args:
-        order: What each worker gets (see `distft.launch.worker.run_worker`).
+        order: What each worker gets.
         cluster: What each worker reserves.
-        plan: Of the run.
         say: Told of every restart.
+        gate: Of a search trial (see `distft.launch.worker.run_worker`).
 
     Raises:
         DistftError: What the workers raised.
@@ -47,13 +50,13 @@ def fit(
         try:
             # distft owns the checkpoints; what Ray keeps of a run is of no use after it.
             with tempfile.TemporaryDirectory(prefix="distft-ray-") as storage:
-                _trainer(order, cluster, plan, storage).fit()
+                _trainer(order, cluster, gate, storage).fit()
             return
         except ray.train.TrainingFailedError as error:
             cause = _cause(error)
             if isinstance(cause, DistftError):
                 raise cause from None
-            logs = Path(order["run_dir"]) / "logs"
+            logs = order.run_dir / "logs"
             if not isinstance(cause, RayActorError) or attempt == RESTARTS:
                 raise TrainError(
                     f"A worker failed: {type(cause).__name__}: {_first_line(cause)}",
@@ -68,8 +71,9 @@ class _InterruptibleTrainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no
 
 
 def _trainer(
-    order: Mapping[str, Any], cluster: ClusterConfig, plan: Plan, storage: str
+    order: Order, cluster: ClusterConfig, gate: ActorHandle | None, storage: str
 ) -> TorchTrainer:
+    plan = order.plan
     resources = {"CPU": float(cluster.cpus_per_worker)}
     if plan.device == "cuda":
         resources["GPU"] = 1.0
@@ -80,7 +84,7 @@ def _trainer(
     }
     return _InterruptibleTrainer(
         run_worker,
-        train_loop_config=dict(order),
+        train_loop_config={**order.model_dump(), "gate": gate},
         scaling_config=ScalingConfig(
             num_workers=plan.world_size,
             use_gpu=plan.device == "cuda",

@@ -5,98 +5,58 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.train
 
-from distft import plugin
-from distft.config import RunConfig
-from distft.config_file import parse
-from distft.plan import Plan
+if TYPE_CHECKING:
+    from distft.records import Metrics
+    from distft.train.engine import Engine
 
 
 def run_worker(order: dict[str, Any]) -> None:
-    """Train this rank's part of a run.
+    """Train this rank's part of a run, or of a search trial as far as it is let go on.
 
     Args:
-        order: Plain data: `config`, `plan`, `run_dir`, `data_root`, `config_hash`.
+        order: A `distft.train.job.Order` as plain data; a trial's also holds `gate`, the actor that
+            takes its reports and says after each whether it goes on.
     """
-    rank = ray.train.get_context().get_world_rank()
-    run_dir = Path(order["run_dir"])
-    _log_to(run_dir / "logs" / f"worker-{rank:05d}.log")
-    plan = Plan.model_validate(order["plan"])
-    config = parse(order["config"])
-
     import torch
 
-    torch.set_num_threads(plan.threads_per_worker)
-    print(f"rank {rank} of {plan.world_size}: {plan.threads_per_worker} thread(s)", flush=True)  # noqa: T201
-    job = _job(config, plan, run_dir, Path(order["data_root"]), order["config_hash"], rank)
-
+    from distft.data.stream import stream
+    from distft.train.job import Order, make_engine, make_job
     from distft.train.loop import train
 
-    for report in train(job, _engine(config, plan, job.labels)):
+    gate = order.pop("gate", None)
+    given = Order.model_validate(order)
+    rank = ray.train.get_context().get_world_rank()
+    log_to(given.run_dir / "logs" / f"worker-{rank:05d}.log")
+    plan = given.plan
+    torch.set_num_threads(plan.threads_per_worker)
+    print(f"rank {rank} of {plan.world_size}: {plan.threads_per_worker} thread(s)", flush=True)  # noqa: T201
+    job = make_job(given, rank, lambda _, plans: stream(given.data_root, "train", plans))
+    engine = make_engine(job)
+    for report in train(job, engine):
         if "eval_loss" in report:
             scalars = {k: v for k, v in report.items() if isinstance(v, int | float)}
             ray.train.report(scalars)
+            if gate is not None and not _goes_on(gate, engine, report):
+                return
 
 
-def _job(
-    config: RunConfig, plan: Plan, run_dir: Path, data_root: Path, config_hash: str, rank: int
-) -> Any:
-    from distft import hf
-    from distft.data.manifest import load_manifest
-    from distft.data.order import plan_steps
-    from distft.data.shards import SplitReader
-    from distft.data.stream import stream
-    from distft.train.job import Job
-
-    manifest = load_manifest(data_root, verify=rank == 0)
-    reader = SplitReader(data_root, manifest, "train")
-
-    def steps(start: int) -> Any:
-        plans = plan_steps(
-            seed=config.train.seed,
-            row_groups=reader.row_groups,
-            lengths=reader.lengths,
-            global_batch_size=plan.global_batch_size,
-            micro_batch_size=plan.per_device_train_batch_size,
-            accumulation=plan.gradient_accumulation_steps,
-            world_size=plan.world_size,
-            rank=rank,
-            start_step=start,
-            total_steps=plan.total_steps,
-        )
-        return stream(data_root, "train", plans)
-
-    return Job(
-        config=config,
-        plan=plan,
-        task=plugin.tasks()[config.task.name],
-        labels=list(manifest.labels),
-        run_dir=run_dir,
-        config_hash=config_hash,
-        pad_id=hf.load_tokenizer(config.model).pad_token_id,
-        readers={split: SplitReader(data_root, manifest, split) for split in ("eval", "test")},
-        steps=steps,
-    )
+def _goes_on(gate: Any, engine: Engine, report: Metrics) -> bool:
+    """Hand a trial's report over and wait for the decision, the same on every rank."""
+    decision = ray.get(gate.put.remote(report)) if engine.rank == 0 else None
+    return bool(engine.gather(decision)[0])
 
 
-def _engine(config: RunConfig, plan: Plan, labels: list[str]) -> Any:
-    from distft.train.model import builder
+def log_to(path: Path) -> None:
+    """Send this process's output, also that of native code, to the run's own log.
 
-    build = builder(config, labels)
-    if plan.engine == "torch":
-        from distft.train.torch_engine import TorchEngine
-
-        return TorchEngine(build, config.train, plan)
-    from distft.train.deepspeed_engine import DeepSpeedEngine
-
-    return DeepSpeedEngine(build, config, plan)
-
-
-def _log_to(path: Path) -> None:
-    """Send this process's output, also that of native code, to the run's own log."""
+    Args:
+        path: The log; its folder is made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()

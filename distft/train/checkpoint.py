@@ -8,7 +8,6 @@ Nothing is pickled. A directory without a manifest that matches its files is not
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from distft.data.manifest import file_sha256
 from distft.errors import TrainError
 from distft.records import Metrics, write_json
 from distft.train.engine import Engine, StateReader
@@ -145,7 +145,7 @@ def verify(folder: Path, config_hash: str | None = None) -> str | None:
                 return f"{entry['file']} lies outside it"
             if not path.is_file():
                 return f"{entry['file']} is missing"
-            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            if path.stat().st_size != entry["bytes"] or file_sha256(path) != entry["sha256"]:
                 return f"{entry['file']} is damaged"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its manifest cannot be read ({type(error).__name__})"
@@ -225,13 +225,8 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     return {
         "file": path.relative_to(folder).as_posix(),
         "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
+        "sha256": file_sha256(path),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync_folder(folder: Path) -> None:

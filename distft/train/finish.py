@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from distft.errors import TrainError
 from distft.records import Metrics, write_json
@@ -64,6 +65,8 @@ def check_changed(engine: Engine, before: dict[str, float]) -> list[str]:
 def finish(job: Job, engine: Engine, position: Position) -> Metrics:
     """Go back to the best weights, score the test rows, record probe logits, write eval.json.
 
+    A search trial keeps no weights: only eval.json is written, without test rows.
+
     Args:
         job: Of the run.
         engine: After the last step.
@@ -75,15 +78,13 @@ def finish(job: Job, engine: Engine, position: Position) -> Metrics:
     Raises:
         TrainError: The best checkpoint was damaged meanwhile.
     """
-    if position.best_step not in (None, position.step):
-        best = checkpoint.step_dir(job.run_dir, position.best_step)
-        problem = engine.gather(checkpoint.verify(best, job.config_hash))[0]
-        if problem is not None:
-            raise TrainError(f"The best checkpoint {best.name} cannot be used: {problem}.")
-        engine.load_state(checkpoint.read_state(best), position.best_step, optimizer=False)
-    tuned = evaluate_split(job, engine, "test")
-    _probe(job, engine)
+    test: dict[str, Metrics] = {}
+    if job.rungs is None:
+        _back_to_best(job, engine, position)
+        test = {"base": position.base_test, "tuned": evaluate_split(job, engine, "test")}
+        _probe(job, engine)
     peaks = engine.gather(peak_memory_bytes())
+    trainable = sum(_size(p) for p in engine.module.parameters() if p.requires_grad)
     result = {
         "step": position.step,
         "samples": position.samples,
@@ -91,16 +92,31 @@ def finish(job: Job, engine: Engine, position: Position) -> Metrics:
         "train_s": position.train_s,
         "tokens_per_s": position.tokens / position.train_s if position.train_s else 0.0,
         "peak_memory_bytes": max(peaks),
+        "trainable_params": trainable,
         "best_step": position.best_step or position.step,
         "baseline": position.baseline,
         "final": position.latest,
         "best": position.best,
-        "test": {"base": position.base_test, "tuned": tuned},
+        "test": test,
     }
     if engine.rank == 0:
         write_json(job.run_dir / "eval.json", result)
     engine.gather(None)
     return result
+
+
+def _back_to_best(job: Job, engine: Engine, position: Position) -> None:
+    if position.best_step not in (None, position.step):
+        best = checkpoint.step_dir(job.run_dir, position.best_step)
+        problem = engine.gather(checkpoint.verify(best, job.config_hash))[0]
+        if problem is not None:
+            raise TrainError(f"The best checkpoint {best.name} cannot be used: {problem}.")
+        engine.load_state(checkpoint.read_state(best), position.best_step, optimizer=False)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    # A partitioned parameter holds a part only; DeepSpeed keeps the number of the whole.
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _probe(job: Job, engine: Engine) -> None:

@@ -1,16 +1,40 @@
-"""All that a run is, besides its engine."""
+"""All that a run is, besides its engine; and how both are made from an order."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pydantic import BaseModel
+
+from distft import hf, plugin
 from distft.config import RunConfig
-from distft.data.order import StepPlan
+from distft.config_file import parse
+from distft.data.manifest import load_manifest
+from distft.data.order import StepPlan, plan_steps
 from distft.data.shards import Sample, SplitReader
 from distft.plan import Plan
 from distft.plugin import Task
+from distft.train.engine import Engine
+from distft.train.model import Load, builder
+
+Steps = Iterator[tuple[StepPlan, list[list[Sample]]]]
+
+
+class Order(BaseModel):
+    """What a process needs to know to train its part of a run; plain data."""
+
+    config: dict[str, Any]
+    """With its task resolved."""
+    plan: Plan
+    run_dir: Path
+    data_root: Path
+    config_hash: str
+    rungs: list[int] | None = None
+    """A search trial: steps after which it is evaluated and saved besides; it keeps no model and
+    does not see the test rows. None: a run."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +49,76 @@ class Job:
     config_hash: str
     pad_id: int
     readers: dict[str, SplitReader]
-    """Of the splits eval and test."""
-    steps: Callable[[int], Iterator[tuple[StepPlan, list[list[Sample]]]]]
+    """Of the split eval and, unless it is a search trial, test."""
+    steps: Callable[[int], Steps]
     """First step -> this rank's micro-batches of every step from there on."""
+    rungs: frozenset[int] | None = None
+    """See `Order`."""
+
+
+def make_job(
+    order: Order, rank: int, read: Callable[[SplitReader, Iterable[StepPlan]], Steps]
+) -> Job:
+    """Return one rank's job.
+
+    Args:
+        order: Of the run.
+        rank: Which of the workers asks; rank 0 verifies the shards.
+        read: (reader of the training rows, step plans) -> the steps with their samples.
+
+    Returns:
+        The job.
+    """
+    config, plan = parse(order.config), order.plan
+    manifest = load_manifest(order.data_root, verify=rank == 0)
+    reader = SplitReader(order.data_root, manifest, "train")
+
+    def steps(start: int) -> Steps:
+        plans = plan_steps(
+            seed=config.train.seed,
+            row_groups=reader.row_groups,
+            lengths=reader.lengths,
+            global_batch_size=plan.global_batch_size,
+            micro_batch_size=plan.per_device_train_batch_size,
+            accumulation=plan.gradient_accumulation_steps,
+            world_size=plan.world_size,
+            rank=rank,
+            start_step=start,
+            total_steps=plan.total_steps,
+        )
+        return read(reader, plans)
+
+    splits = ("eval", "test") if order.rungs is None else ("eval",)
+    return Job(
+        config=config,
+        plan=plan,
+        task=plugin.tasks()[config.task.name],
+        labels=list(manifest.labels),
+        run_dir=order.run_dir,
+        config_hash=order.config_hash,
+        pad_id=hf.load_tokenizer(config.model).pad_token_id,
+        readers={split: SplitReader(order.data_root, manifest, split) for split in splits},
+        steps=steps,
+        rungs=None if order.rungs is None else frozenset(order.rungs),
+    )
+
+
+def make_engine(job: Job, load: Load = hf.load_model) -> Engine:
+    """Return the engine the plan asks for, with the base weights and the method attached.
+
+    Args:
+        job: What to train.
+        load: Gives the base model.
+
+    Returns:
+        The engine.
+    """
+    build = builder(job.config, job.labels, load)
+    if job.plan.engine == "torch":
+        from distft.train.torch_engine import TorchEngine
+
+        return TorchEngine(build, job.config.train, job.plan)
+    # Its import takes seconds, which a process of the torch engine need not pay.
+    from distft.train.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(build, job.config, job.plan)

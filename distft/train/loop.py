@@ -32,7 +32,8 @@ from distft.train.schedule import learning_rate
 def train(job: Job, engine: Engine) -> Iterator[Metrics]:
     """Train from where the run directory stands; called by all ranks.
 
-    Writes metrics.jsonl, checkpoints, probe.safetensors and, last, eval.json.
+    Writes metrics.jsonl, checkpoints, probe.safetensors and, last, eval.json. A search trial is
+    evaluated and saved at its rungs, and sees no test rows.
 
     Args:
         job: What to train.
@@ -52,8 +53,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
     before = engine.fingerprints()
     start = position.step
     if not position.baseline:
-        position.baseline = position.latest = evaluate_split(job, engine, "eval")
-        position.base_test = evaluate_split(job, engine, "test")
+        _evaluate_base(job, engine, position)
         yield _log(journal, {"step": 0, "samples": 0, **position.baseline})
     meter = _Meter()
     for step_plan, micro_batches in job.steps(start):
@@ -79,15 +79,15 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
                 "tokens_per_s": meter.take(),
             }
             yield _log(journal, line)
-        evaluated = last or _due(position.step, job.plan.eval_steps)
+        at_rung = position.step in (job.rungs or ())
+        evaluated = last or at_rung or _due(position.step, job.plan.eval_steps)
         if evaluated:
             position.latest = evaluate_split(job, engine, "eval")
             compare(job, position)
             yield _log(
                 journal, {"step": position.step, "samples": position.samples, **position.latest}
             )
-        is_best = evaluated and position.best_step == position.step
-        if last or is_best or _due(position.step, job.plan.save_steps) or stopped(job, position):
+        if _saved_here(job, position, evaluated):
             keep = job.config.train.save_total_limit
             checkpoint.save(engine, job.run_dir, position, job.config_hash, keep)
     if position.step > start:
@@ -106,6 +106,12 @@ def _restore(job: Job, engine: Engine) -> tuple[Position, list[str]]:
     position = checkpoint.read_position(folder)
     engine.load_state(checkpoint.read_state(folder), position.step)
     return position, [*notes, f"continued from step {position.step}"]
+
+
+def _evaluate_base(job: Job, engine: Engine, position: Position) -> None:
+    position.baseline = position.latest = evaluate_split(job, engine, "eval")
+    if job.rungs is None:
+        position.base_test = evaluate_split(job, engine, "test")
 
 
 def _step(
@@ -149,6 +155,15 @@ def _seed_dropout(*parts: int) -> None:
     """Key dropout by place, not by history: an interrupted run then equals an unbroken one."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _saved_here(job: Job, position: Position, evaluated: bool) -> bool:
+    last = position.step == job.plan.total_steps
+    if job.rungs is not None:
+        # It keeps no model: a checkpoint serves the case that its process is lost.
+        return not last and (position.step in job.rungs or _due(position.step, job.plan.save_steps))
+    is_best = evaluated and position.best_step == position.step
+    return last or is_best or stopped(job, position) or _due(position.step, job.plan.save_steps)
 
 
 def _due(step: int, every: int) -> bool:

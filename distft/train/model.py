@@ -3,21 +3,85 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from distft import hf, plugin
 from distft.config import RunConfig
+from distft.config_sections import ModelConfig
+from distft.plugin import Task
 
 
-def builder(config: RunConfig, labels: list[str]) -> Callable[[hf.Gather | None], nn.Module]:
+class Load(Protocol):
+    """Gives the base model with the task's head, as `hf.load_model` does."""
+
+    def __call__(
+        self,
+        model: ModelConfig,
+        task: Task,
+        labels: Sequence[str],
+        *,
+        seed: int,
+        gather: hf.Gather,
+    ) -> PreTrainedModel:
+        """Return the model, the caller's own to change."""
+        ...
+
+
+class Pristine:
+    """Base weights kept in memory, from which every trial of a process starts anew.
+
+    Attributes:
+        model: The untouched model; None before the first trial.
+    """
+
+    def __init__(self) -> None:
+        self.model: PreTrainedModel | None = None
+        self._key = ""
+
+    def load(
+        self,
+        model: ModelConfig,
+        task: Task,
+        labels: Sequence[str],
+        *,
+        seed: int,
+        gather: hf.Gather,
+    ) -> PreTrainedModel:
+        """Return a copy of the model, which is read from its files only when it is another one.
+
+        Args:
+            model: Which model.
+            task: Decides the head.
+            labels: Class names in id order.
+            seed: Seeds the new weights.
+            gather: As for `hf.load_model`.
+
+        Returns:
+            The caller's own copy.
+        """
+        key = repr((model, task.name, list(labels), seed))
+        if self.model is None or key != self._key:
+            self.model = None
+            self.model = hf.load_model(model, task, labels, seed=seed, gather=gather)
+            self._key = key
+        return copy.deepcopy(self.model)
+
+
+def builder(
+    config: RunConfig, labels: list[str], load: Load = hf.load_model
+) -> Callable[[hf.Gather | None], nn.Module]:
     """Return the function an engine calls when it is ready to hold the model.
 
     Args:
         config: With its task resolved.
         labels: Class names in id order.
+        load: Gives the base model.
 
     Returns:
         (how to make partitioned parameters whole, or None) -> the module. What it adds to the
@@ -26,7 +90,7 @@ def builder(config: RunConfig, labels: list[str]) -> Callable[[hf.Gather | None]
 
     def build(gather: hf.Gather | None) -> nn.Module:
         task = plugin.tasks()[config.task.name]
-        model = hf.load_model(
+        model = load(
             config.model,
             task,
             labels,

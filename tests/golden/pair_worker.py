@@ -45,61 +45,29 @@ def main() -> None:
 
 def run_case(case: dict[str, Any], rank: int) -> list[dict[str, Any]]:
     """Run the loop, or stop it where an interruption is to be simulated."""
-    from distft import plugin
     from distft.capacity import local_capacity
     from distft.config_file import parse
     from distft.data.manifest import load_manifest
-    from distft.data.order import plan_steps
-    from distft.data.shards import SplitReader, read_steps
+    from distft.data.shards import read_steps
     from distft.data.stats import stats_of
     from distft.plan import make_plan
-    from distft.train.deepspeed_engine import DeepSpeedEngine
-    from distft.train.job import Job
+    from distft.train.job import Order, make_engine, make_job
     from distft.train.loop import train
-    from distft.train.model import builder
-    from distft.train.torch_engine import TorchEngine
 
-    config = parse(case["config"])
     root = Path(case["data_root"])
-    manifest = load_manifest(root)
-    plan = make_plan(config, stats_of(manifest), local_capacity())
-    readers = {split: SplitReader(root, manifest, split) for split in ("train", "eval", "test")}
-
-    def steps(start: int) -> Any:
-        plans = plan_steps(
-            seed=config.train.seed,
-            row_groups=readers["train"].row_groups,
-            lengths=readers["train"].lengths,
-            global_batch_size=plan.global_batch_size,
-            micro_batch_size=plan.per_device_train_batch_size,
-            accumulation=plan.gradient_accumulation_steps,
-            world_size=plan.world_size,
-            rank=rank,
-            start_step=start,
-            total_steps=plan.total_steps,
-        )
-        return read_steps(readers["train"], plans)
-
-    run_dir = Path(case["run_dir"])
-    job = Job(
-        config=config,
+    plan = make_plan(parse(case["config"]), stats_of(load_manifest(root)), local_capacity())
+    if case.get("deepspeed"):
+        plan = plan.model_copy(update={"engine": "deepspeed"})
+    order = Order(
+        config=case["config"],
         plan=plan,
-        task=plugin.tasks()[config.task.name],
-        labels=list(manifest.labels),
-        run_dir=run_dir,
+        run_dir=Path(case["run_dir"]),
+        data_root=root,
         config_hash=case.get("config_hash", "golden"),
-        pad_id=0,
-        readers=readers,
-        steps=steps,
     )
-    build = builder(config, job.labels)
-    engine: Any = (
-        TorchEngine(build, config.train, plan)
-        if plan.engine == "torch" and not case.get("deepspeed")
-        else DeepSpeedEngine(build, config, plan)
-    )
+    job = make_job(order, rank, read_steps)
     lines = []
-    for line in train(job, engine):
+    for line in train(job, make_engine(job)):
         lines.append(line)
         if "loss" in line and line["step"] == case.get("stop_at"):
             break
