@@ -31,7 +31,7 @@ def read(run_dir: Path) -> Document:
     metrics = last_attempt(read_metrics(run_dir))
     evaluations = _read_json(run_dir / "eval.json")
     last_step = max((int(line.get("step") or 0) for line in metrics), default=0)
-    document: Document = _finite(
+    document: Document = finite(
         {
             "schema_version": SCHEMA_VERSION,
             "run": run,
@@ -84,11 +84,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain JSON data with None for every number that is not finite."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

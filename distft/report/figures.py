@@ -7,8 +7,8 @@ background belong to the page's style sheet, so that a figure follows its theme,
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -27,8 +27,10 @@ class Figure:
     title: str
     summary: str
     """What the chart shows, for those who cannot see it; also its caption."""
-    spec: dict[str, Any]
+    spec: dict[str, Any] = field(default_factory=dict)
     """data and layout as plotly.js reads them."""
+    wide: bool = False
+    """Whether it takes the whole width of a page."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +98,59 @@ def _figure(
     drawn = [one for one in series if one.steps]
     if not any(len(one.steps) > 1 for one in drawn):
         return None
-    figure = go.Figure([_line(one) for one in drawn])
+    traces = [_line(one) for one in drawn]
     summary = "; ".join(_summary(one, best_of) for one in drawn) + "."
     best = look_up(document, "/evaluations/best/step") or look_up(document, "/run/best/step")
     points = dict(zip(drawn[-1].steps, drawn[-1].values, strict=True))
     if best_of and best in points:
-        figure.add_trace(_best(best, points[best]))
+        traces.append(ring(best, points[best], "best checkpoint"))
         summary += f" The best checkpoint is step {best}."
+    words = Figure(f"figure-{name}", title, summary)
+    longest = max(max(one.steps) for one in drawn)
+    return framed(
+        words,
+        traces,
+        {"title": {"text": "optimizer step"}, "range": [0, 1.02 * longest]},
+        {},
+        hovermode="x unified",
+    )
+
+
+def framed(
+    words: Figure,
+    traces: Sequence[go.Scatter],
+    x: Mapping[str, Any],
+    y: Mapping[str, Any],
+    **layout: Any,
+) -> Figure:
+    """Return a figure with its chart, in the look all of them share.
+
+    Args:
+        words: The figure without a chart.
+        traces: What is drawn.
+        x: plotly's settings of the x axis.
+        y: The same of the y axis.
+        **layout: Further settings of plotly's layout.
+
+    Returns:
+        The figure.
+    """
+    figure = go.Figure(traces)
+    with_legend = len(figure.data) > 1
     figure.update_layout(
         template="none",
-        height=300,
-        margin={"l": 52, "r": 12, "t": 34 if len(figure.data) > 1 else 12, "b": 44},
+        height=380 if words.wide else 300,
+        margin={"l": 52, "r": 12, "t": 34 if with_legend else 12, "b": 44},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        hovermode="x unified",
-        showlegend=len(figure.data) > 1,
+        showlegend=with_legend,
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         font={"size": 12},
-        xaxis={
-            "title": {"text": "optimizer step"},
-            "zeroline": False,
-            "range": [0, 1.02 * max(max(one.steps) for one in drawn)],
-        },
-        yaxis={"zeroline": False, "exponentformat": "power", "nticks": 6},
+        xaxis={"zeroline": False, **x},
+        yaxis={"zeroline": False, "exponentformat": "power", "nticks": 6, **y},
+        **layout,
     )
-    return Figure(f"figure-{name}", title, summary, json.loads(figure.to_json()))
+    return replace(words, spec=json.loads(figure.to_json()))
 
 
 def _line(series: Series) -> go.Scatter:
@@ -135,11 +165,12 @@ def _line(series: Series) -> go.Scatter:
     )
 
 
-def _best(step: int, value: float) -> go.Scatter:
+def ring(x: float, y: float, name: str) -> go.Scatter:
+    """Return the mark of the one point that was chosen."""
     return go.Scatter(
-        x=[step],
-        y=[value],
-        name="best checkpoint",
+        x=[x],
+        y=[y],
+        name=name,
         mode="markers",
         hoverinfo="skip",
         marker={"color": GREEN, "size": 13, "symbol": "circle-open", "line": {"width": 3}},

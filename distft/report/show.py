@@ -27,7 +27,7 @@ class Cell:
     at: str = ""
     """JSON pointer of the value in report.json; empty for words and sums made for the page."""
     tone: str = ""
-    """`good`, `bad` or nothing."""
+    """`good`, `bad`, `warn` or nothing."""
     share: float = 0.0
     """How strongly a cell of a confusion matrix is shaded, 0 to 1."""
 
@@ -46,7 +46,10 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     kind: str = ""
-    """`wide`: over the whole page; `matrix`: a confusion matrix; `long`: opens on demand."""
+    """`wide`: over the whole page; `matrix`: a confusion matrix; `board`: many rows and columns
+    with the first ones in view; `long`: opens on demand."""
+    marked: int = -1
+    """Index of the row set apart, such as the recommended one; -1: none."""
 
     @property
     def is_wide(self) -> bool:
@@ -73,6 +76,11 @@ class Section:
     tables: Sequence[Table] = field(default_factory=tuple)
     lead: str = ""
     notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.tables or self.notes or self.lead)
 
 
 def pointer(*parts: str | int) -> str:
