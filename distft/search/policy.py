@@ -9,6 +9,7 @@ matters.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,20 +26,17 @@ class Policy:
 
     rungs: tuple[float, ...]
     """Shares of a trial's budget, rising, above 0 and below 1."""
-    keep: tuple[float, ...]
-    """For each rung the share of the trials at it that go on; the best one always does."""
+    keep: float
+    """Share of the trials at a rung that go on; the best one always does."""
     smooth: int = 1
     """Reports averaged into a rung's value, the rung's own included."""
-    fewest: int = 1
-    """Trials at a rung, this one included, before any is stopped there."""
 
     def __post_init__(self) -> None:
         rising = all(low < high for low, high in pairwise((0.0, *self.rungs, 1.0)))
-        shares = len(self.keep) == len(self.rungs) and all(0 < share <= 1 for share in self.keep)
-        if not (rising and shares and self.smooth >= 1 and self.fewest >= 1):
+        if not (rising and 0 < self.keep <= 1 and self.smooth >= 1):
             raise ConfigError(
                 f"Got {self}; allowed: rungs rising between 0 and 1, a share to keep above 0 and "
-                "at most 1 for each of them, smooth and fewest of 1 or more."
+                "at most 1, 1 or more reports to smooth over."
             )
 
 
@@ -60,7 +58,7 @@ class Decision:
     """False: stop it."""
 
 
-DEFAULT = Policy(rungs=(0.1, 0.25, 0.5), keep=(0.25, 0.25, 0.25), smooth=2)
+DEFAULT = Policy(rungs=(0.05, 0.1, 0.6), keep=0.25, smooth=2)
 
 
 def decide(
@@ -69,7 +67,7 @@ def decide(
     """Return whether a trial goes on, if its last report is the first one at a rung.
 
     Args:
-        policy: Rungs and shares.
+        policy: Rungs and the share to keep.
         budget_samples: Samples of a whole trial.
         curve: The trial's reports so far; the last one has just come.
         others: The same of every other trial of the study, whatever became of it; values that are
@@ -79,24 +77,42 @@ def decide(
         The decision, or None between rungs. Where one report jumps over several rungs, it counts at
         the newest of them. A value that is not finite is never kept.
     """
-    reached = _reached(policy, budget_samples, curve)
-    if not reached or reached[-1][1] != len(curve) - 1:
+    last = len(curve) - 1
+    found = reached(policy, budget_samples, curve)
+    rung = next((number for number, index in found.items() if index == last), None)
+    if rung is None:
         return None
-    rung, at = reached[-1]
-    value = smoothed(curve[: at + 1], policy.smooth)
-    rivals = [
-        smoothed(other[: index + 1], policy.smooth)
-        for other in others
-        for number, index in _reached(policy, budget_samples, other)
-        if number == rung
-    ]
+    value = smoothed(curve, policy.smooth)
+    rivals = []
+    for other in others:
+        index = reached(policy, budget_samples, other).get(rung)
+        if index is not None:
+            rivals.append(smoothed(other[: index + 1], policy.smooth))
     rivals = [rival for rival in rivals if math.isfinite(rival)]
     finite = math.isfinite(value)
     rank = 1 + (sum(rival < value for rival in rivals) if finite else len(rivals))
-    of = len(rivals) + 1
-    allowed = max(1, math.floor(policy.keep[rung] * of + _ROUNDING))
-    kept = finite and (of < policy.fewest or rank <= allowed)
-    return Decision(rung, curve[at][0], value, rank, of, kept)
+    of = 1 + len(rivals)
+    kept = finite and rank <= max(1, math.floor(policy.keep * of + _ROUNDING))
+    return Decision(rung, curve[last][0], value, rank, of, kept)
+
+
+def reached(policy: Policy, budget_samples: int, curve: Curve) -> dict[int, int]:
+    """Return the rungs a curve has reached.
+
+    Args:
+        policy: Rungs.
+        budget_samples: Samples of a whole trial.
+        curve: Reports in order.
+
+    Returns:
+        Number of the rung -> index of the first report at or beyond it, rungs rising. A report
+        stands for one rung at most, the newest.
+    """
+    first_at = {
+        bisect_left(curve, (share - _ROUNDING) * budget_samples, key=_samples): rung
+        for rung, share in enumerate(policy.rungs)
+    }
+    return {rung: index for index, rung in first_at.items() if index < len(curve)}
 
 
 def smoothed(curve: Curve, reports: int) -> float:
@@ -117,14 +133,5 @@ _ROUNDING = 1e-9
 """0.07 * 100 is a little more than 7; a report at 7 of 100 samples is at that rung all the same."""
 
 
-def _reached(policy: Policy, budget_samples: int, curve: Curve) -> list[tuple[int, int]]:
-    """Return (rung, index of the report that was the first at it), a report at one rung at most."""
-    found: list[tuple[int, int]] = []
-    rung = -1
-    for index, (samples, _) in enumerate(curve):
-        share = samples / budget_samples + _ROUNDING
-        newest = sum(place <= share for place in policy.rungs) - 1
-        if newest > rung:
-            rung = newest
-            found.append((rung, index))
-    return found
+def _samples(report: tuple[int, float]) -> int:
+    return report[0]
