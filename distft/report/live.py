@@ -28,7 +28,7 @@ from rich.text import Text
 
 from distft.records import Metrics
 from distft.report import document, results, settings
-from distft.report.show import Section, duration, label, number
+from distft.report.show import Table, duration, label, number
 
 POLL_S = 0.2
 
@@ -257,7 +257,7 @@ def summarize(run_dir: Path, report: Mapping[str, str], console: Console) -> Non
     if content["run"]["status"] == "completed" and section.tables:
         say()
         say(f"{section.tables[0].caption}:")
-        console.print(_comparison(section))
+        console.print(terminal_table(section.tables[0]))
         say()
         say(f"model   {run_dir / 'model'}")
     say(f"report  {report.get('html', run_dir / 'report.html')}")
@@ -267,8 +267,8 @@ def summarize(run_dir: Path, report: Mapping[str, str], console: Console) -> Non
         say(f"  {command}   # {what[0].lower()}{what[1:]}")
 
 
-def _comparison(section: Section) -> RichTable:
-    content = section.tables[0]
+def terminal_table(content: Table) -> RichTable:
+    """Return a table of the report for a terminal."""
     table = RichTable(box=None, pad_edge=False)
     for name, numeric in zip(content.head, content.numeric, strict=True):
         table.add_column(Text(name), justify="right" if numeric else "left", no_wrap=True)

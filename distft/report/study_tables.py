@@ -1,0 +1,348 @@
+"""The tables of a study's report that tell what came out: who won, and every trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from distft.report import study_document as told
+from distft.report.show import (
+    NOTHING,
+    Cell,
+    Document,
+    Section,
+    Table,
+    cell,
+    duration,
+    label,
+    number,
+    percent,
+    pointer,
+    size,
+    words,
+)
+
+TONES = {"failed": "bad", "refused": "bad", "pruned": "warn", "complete": "good"}
+
+
+def strip(content: Document) -> list[tuple[str, Cell]]:
+    """Return the few numbers shown large, each with its name."""
+    study = content["study"]
+    goal = told.goal(content)
+    chosen = told.numbered(content, study["recommended"])
+    best = told.numbered(content, study["best_trial"])
+    shown: list[tuple[str, Cell]] = []
+    if content["run"]:
+        metric = label(content["verdict"]["metric"])
+        shown = [
+            (f"{metric}, tuned", cell(content, "/verdict/tuned")),
+            (f"{metric}, base", cell(content, "/verdict/base")),
+            ("most frequent class", cell(content, "/verdict/majority")),
+        ]
+    elif best:
+        shown = [(f"best {goal}", _value(content, best[0]))]
+    if chosen:
+        position, trial = chosen
+        shown += [
+            ("recommended", words(trial["method"])),
+            ("trained share", _share(trial)),
+            ("planned memory", _planned(content, position)),
+            ("saved size", _saved(content, position)),
+        ]
+    shown += [
+        ("trials", Cell(str(len(list(told.of_study(content, "search")))), 0)),
+        ("whole study", cell(content, "/study/duration_s", duration)),
+    ]
+    return [(name, one) for name, one in shown if one.text != NOTHING]
+
+
+def winners(content: Document) -> Section:
+    """Return the short answer: the candidates that were confirmed, and the best of each method."""
+    tables = [*_candidates(content), *_best_per_method(content)]
+    return Section("winners", "What is worth it", tables)
+
+
+def in_short(content: Document) -> Table:
+    """Return the best of each method in the columns a terminal has room for."""
+    full = next(_best_per_method(content), Table("", (), ()))
+    columns = [i for i, name in enumerate(full.head) if name not in ("trials", "measured memory")]
+    return replace(
+        full,
+        head=[full.head[i] for i in columns],
+        rows=[[row[i] for i in columns] for row in full.rows],
+    )
+
+
+def _candidates(content: Document) -> Iterator[Table]:
+    study = content["study"]
+    if not study["candidates"]:
+        return
+    goal = told.goal(content)
+    rows = []
+    for i, one in enumerate(study["candidates"]):
+        path = f"/study/candidates/{i}"
+        rows.append(
+            [
+                _trial_number(content, one["trial"], f"{path}/trial"),
+                words(told.described(one)),
+                cell(content, f"{path}/search_value", _how(content)),
+                cell(content, f"{path}/mean", _how(content)),
+                cell(content, f"{path}/spread", _how(content)),
+                Cell(str(len(one["values"])), len(one["values"])),
+                cell(content, f"{path}/cost/0", size),
+                cell(content, f"{path}/cost/1"),
+                _verdict(study, one),
+            ]
+        )
+    head = ["trial", "configuration", f"{goal} in the search", f"mean {goal}", "spread", "seeds"]
+    yield Table(
+        f"Confirmed with further seeds at full budget, {study['full_samples']:,} samples each",
+        [*head, "planned memory", "trained parameters", "verdict"],
+        rows,
+        note=_rule(content),
+        kind="board",
+        marked=_position(study["candidates"], study["recommended"]),
+    )
+    yield from _seeds(content)
+
+
+def _rule(content: Document) -> str:
+    study = content["study"]
+    if study["tolerance"] is None:
+        return "No tolerance was set: the candidate with the best mean is recommended."
+    came = study["tolerance_from"].rstrip(".")
+    return (
+        f"Recommended is the cheapest one (planned memory first, then trained parameters) whose "
+        f"mean is within {number(study['tolerance'])} of the best mean. "
+        f"Where this tolerance comes from: {came or 'not recorded'}. "
+        "Spread is the standard deviation over the seeds."
+    )
+
+
+def _verdict(study: dict[str, Any], one: dict[str, Any]) -> Cell:
+    if one["mean"] is None:
+        return Cell("no seed finished", tone="bad")
+    if one["trial"] == study["recommended"]:
+        return Cell("recommended", tone="good")
+    return Cell("within tolerance, dearer") if one["within_tolerance"] else Cell("not near enough")
+
+
+def _position(candidates: Sequence[dict[str, Any]], trial: int | None) -> int:
+    return next((i for i, one in enumerate(candidates) if one["trial"] == trial), -1)
+
+
+def _seeds(content: Document) -> Iterator[Table]:
+    rows = [
+        [
+            cell(content, f"/trials/{i}/seed", str),
+            words(told.described(trial)),
+            _value(content, i),
+            cell(content, f"/trials/{i}/samples"),
+            cell(content, f"/trials/{i}/duration_s", duration),
+            _state(trial),
+        ]
+        for i, trial in told.of_study(content, "confirm")
+    ]
+    if rows:
+        head = ["seed", "configuration", told.goal(content), "samples", "time", "state"]
+        yield Table("Each confirmation", head, rows, kind="long")
+
+
+def _best_per_method(content: Document) -> Iterator[Table]:
+    ranked = told.best_first(content)
+    methods = [*content["study"]["space"], *(trial["method"] for _, trial in ranked)]
+    rows, marked = [], -1
+    for method in dict.fromkeys(methods):
+        own = [(i, trial) for i, trial in ranked if trial["method"] == method]
+        found = next(((i, t) for i, t in own if t["value"] is not None), None)
+        count = Cell(str(len(own)), len(own))
+        if found is None:
+            rows.append([words(method), count, *[Cell(NOTHING)] * 8])
+            continue
+        i, trial = found
+        if trial["number"] == content["study"]["recommended"]:
+            marked = len(rows)
+        rows.append(
+            [
+                words(method),
+                count,
+                cell(content, f"/trials/{i}/number", str),
+                words(told.described(trial).removeprefix(f"{method}, ")),
+                _value(content, i),
+                *_costs(content, i, trial),
+                cell(content, f"/trials/{i}/duration_s", duration),
+            ]
+        )
+    if rows:
+        head = ["method", "trials", "best trial", "with", told.goal(content)]
+        head += ["trained share", "planned memory", "measured memory", "saved size", "time"]
+        yield Table("Best of each method in the search", head, rows, kind="board", marked=marked)
+
+
+def leaderboard(content: Document) -> Section | None:
+    """Return every trial of the search with what it cost, the best one first."""
+    ranked = told.best_first(content)
+    if not ranked:
+        return None
+    study = content["study"]
+    paths = told.parameters(content)
+    further = range(1, len(study["objective"]))
+    confirmed = bool(study["candidates"])
+    head = [
+        "trial",
+        "method",
+        *(told.parameter(path) for path in paths),
+        told.goal(content),
+        *(told.goal(content, i) for i in further),
+        *(["mean over seeds", "spread"] if confirmed else []),
+        "samples",
+        "trained parameters",
+        "trained share",
+        "planned memory",
+        "measured memory",
+        "saved size",
+        "time",
+        "state",
+    ]
+    rows = []
+    for i, trial in ranked:
+        rows.append(
+            [
+                cell(content, f"/trials/{i}/number", str),
+                words(trial["method"]),
+                *(cell(content, pointer("trials", i, "params", p), told.setting) for p in paths),
+                _value(content, i),
+                *(
+                    cell(content, f"/trials/{i}/values/{k}", told.how(study["objective"][k]))
+                    for k in further
+                ),
+                *(_confirmed(content, trial["number"]) if confirmed else []),
+                cell(content, f"/trials/{i}/samples"),
+                cell(content, f"/trials/{i}/run/model/trainable_params"),
+                *_costs(content, i, trial),
+                cell(content, f"/trials/{i}/duration_s", duration),
+                _state(trial, trial["number"] == study["recommended"]),
+            ]
+        )
+    numbers = [trial["number"] for _, trial in ranked]
+    chosen = study["recommended"]
+    table = Table(
+        f"All {len(rows)} trials of the search, best first",
+        head,
+        rows,
+        note=_how_to_read(study),
+        kind="board",
+        marked=numbers.index(chosen) if chosen in numbers else -1,
+    )
+    return Section("leaderboard", "Leaderboard", [table])
+
+
+def _how_to_read(study: dict[str, Any]) -> str:
+    return (
+        f"A trial's value is its best evaluation on the eval rows within "
+        f"{study['samples_per_trial']:,} samples; one stopped early had fewer. "
+        "Planned memory: weights, gradients and optimizer states of one worker; measured: the peak of the largest worker."
+    )
+
+
+def _confirmed(content: Document, trial_number: int) -> list[Cell]:
+    found = told.candidate(content, trial_number)
+    if found is None:
+        return [Cell(NOTHING), Cell(NOTHING)]
+    path = f"/study/candidates/{found[0]}"
+    return [cell(content, f"{path}/{key}", _how(content)) for key in ("mean", "spread")]
+
+
+def _costs(content: Document, i: int, trial: told.Trial) -> list[Cell]:
+    measured = cell(content, f"/trials/{i}/run/peak_memory_bytes/measured", size)
+    return [_share(trial), _planned(content, i), measured, _saved(content, i)]
+
+
+def _share(trial: told.Trial) -> Cell:
+    if not trial["run"]:
+        return Cell(NOTHING)
+    model = trial["run"]["model"]
+    share = model["trainable_params"] / max(1, model["params"])
+    return Cell(percent(share), share)
+
+
+def _planned(content: Document, i: int) -> Cell:
+    return cell(content, f"/trials/{i}/run/peak_memory_bytes/planned", size)
+
+
+def _saved(content: Document, i: int) -> Cell:
+    found = cell(content, f"/trials/{i}/saved_bytes", size)
+    return found if found.value else Cell(NOTHING)
+
+
+def _value(content: Document, i: int) -> Cell:
+    return cell(content, f"/trials/{i}/value", _how(content))
+
+
+def _how(content: Document) -> Callable[[float], str]:
+    return told.how((content["study"]["objective"] or [""])[0])
+
+
+def _trial_number(content: Document, trial: int, path: str) -> Cell:
+    found = told.numbered(content, trial)
+    return cell(content, f"/trials/{found[0]}/number" if found else path, str)
+
+
+def _state(trial: told.Trial, recommended: bool = False) -> Cell:
+    text = told.state(trial)
+    if trial["reused_from"] is not None:
+        text = f"same as trial {trial['reused_from']}"
+    if trial["attempts"] > 1:
+        text += f", started {trial['attempts']} times"
+    shown = Cell(text, tone=TONES.get(trial["state"], ""))
+    return replace(shown, text=f"{text}, recommended") if recommended else shown
+
+
+def troubles(content: Document) -> Section | None:
+    """Return what did not go its whole way, each with its reason."""
+    captions = {
+        "failed": "Failed: the study went on without them",
+        "refused": "Refused before launch: they break a constraint or do not fit",
+        "pruned": "Stopped early",
+    }
+    tables = [
+        table
+        for state, caption in captions.items()
+        for table in _reasons(content, state, f"{caption}")
+    ]
+    reused = [
+        [
+            cell(content, f"/trials/{i}/number", str),
+            words(told.described(trial)),
+            cell(content, f"/trials/{i}/reused_from", str),
+        ]
+        for i, trial in told.of_study(content, "search")
+        if trial["reused_from"] is not None
+    ]
+    if reused:
+        caption = "Not run again: the same configuration had a result"
+        head = ["trial", "configuration", "result of trial"]
+        tables.append(Table(caption, head, reused, kind="wide"))
+    return Section("troubles", "Stopped, failed, refused, reused", tables) if tables else None
+
+
+def _reasons(content: Document, state: str, caption: str) -> Iterator[Table]:
+    rows = [
+        [
+            cell(content, f"/trials/{i}/number", str),
+            words(
+                "search" if trial["study"] == "search" else f"confirmation, seed {trial['seed']}"
+            ),
+            words(told.described(trial)),
+            cell(content, f"/trials/{i}/samples"),
+            words(trial["reason"] or "no reason recorded"),
+        ]
+        for i, trial in enumerate(content["trials"])
+        if trial["state"] == state and trial["reused_from"] is None
+    ]
+    if rows:
+        head = ["trial", "of", "configuration", "after samples", "why"]
+        yield Table(
+            f"{caption} ({len(rows)})", head, rows, kind="long" if state == "pruned" else "wide"
+        )

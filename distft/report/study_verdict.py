@@ -1,0 +1,141 @@
+"""What a study came to, in a few sentences and the numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from distft.report import study_document as told
+from distft.report.show import Document, number, percent, size
+from distft.report.verdict import judge
+
+
+def judged(content: Document) -> dict[str, Any]:
+    """Return the verdict on a study.
+
+    Args:
+        content: The report's document, without its verdict.
+
+    Returns:
+        `sentence`, and where the winner was measured what `verdict.judge` says of its run.
+    """
+    study, run = content["study"], content["run"]
+    verdict = judge(run, {}, 0, 0) if run else {}
+    sentences = [*_state(content), *_recommended(content)]
+    if run:
+        sentences.append(str(verdict["sentence"]))
+    elif study["recommended"] is not None:
+        sentences.append("It has not been trained at full budget and measured on test rows yet.")
+    sentences.extend(_price(content))
+    return {**verdict, "sentence": " ".join(sentences)}
+
+
+def _state(content: Document) -> Iterator[str]:
+    study = content["study"]
+    trials = [trial for _, trial in told.of_study(content, "search")]
+    finished = sum(trial["state"] in ("complete", "pruned") for trial in trials)
+    of = f" of {study['limits']['trials']:,.0f}" if study["limits"].get("trials") else ""
+    after = f"after {finished}{of} trials" if finished else "before a trial had finished"
+    if study["status"] == "running" and study["recommended"] is None:
+        yield f"The search is running: {finished}{of} trials have finished."
+    elif study["status"] == "interrupted":
+        yield f"The study was interrupted {after}; the same command continues it."
+    elif study["status"] == "failed":
+        message = str((study["error"] or {}).get("message") or "").strip()
+        first_line = message.splitlines()[0].rstrip(".") if message else ""
+        yield f"The study failed {after}" + (f": {first_line}." if first_line else ".")
+    if study["recommended"] is None:
+        yield from _best_so_far(content, trials)
+
+
+def _best_so_far(content: Document, trials: list[told.Trial]) -> Iterator[str]:
+    best = told.numbered(content, content["study"]["best_trial"])
+    if best is not None and best[1]["value"] is not None:
+        yield (
+            f"Best so far is trial {best[1]['number']}, {told.described(best[1])}: "
+            f"{told.goal(content)} {_value(content, best[1]['value'])}."
+        )
+    elif trials and all(trial["state"] == "refused" for trial in trials):
+        count = "The only trial was" if len(trials) == 1 else f"All {len(trials)} trials were"
+        yield f"{count} refused before launch: {trials[0]['reason'].rstrip('.') or 'no reason'}."
+    elif content["study"]["status"] == "completed":
+        yield f"The study completed, but no trial came to a value; {len(trials)} were tried."
+
+
+def _recommended(content: Document) -> Iterator[str]:
+    found = told.numbered(content, content["study"]["recommended"])
+    if found is None:
+        return
+    trial = found[1]
+    yield f"Recommended: {told.described(trial)} (trial {trial['number']})."
+
+
+def _price(content: Document) -> Iterator[str]:
+    chosen = told.numbered(content, content["study"]["recommended"])
+    if chosen is None:
+        return
+    yield f"It {_cost(chosen[1])}."
+    best = _best(content)
+    if best is None or best["number"] == chosen[1]["number"]:
+        yield from _sole_best(content)
+        return
+    yield f"The best one, trial {best['number']} ({told.described(best)}), {_cost(best)}."
+    yield from _nearness(content, chosen[1]["number"], best["number"])
+
+
+def _best(content: Document) -> told.Trial | None:
+    """Return the trial with the best mean among those confirmed, else the best of the search."""
+    confirmed = [one for one in content["study"]["candidates"] if one["mean"] is not None]
+    sign = 1 if told.lower_wins(content["study"]) else -1
+    if confirmed:
+        found = told.numbered(content, min(confirmed, key=lambda one: sign * one["mean"])["trial"])
+    else:
+        found = told.numbered(content, content["study"]["best_trial"])
+    return found[1] if found else None
+
+
+def _cost(trial: told.Trial) -> str:
+    said = []
+    run = trial["run"]
+    if run:
+        trained, params = run["model"]["trainable_params"], run["model"]["params"]
+        said.append(f"trains {trained:,} parameters ({percent(trained / max(1, params))})")
+        if run["peak_memory_bytes"].get("planned"):
+            said.append(f"plans {size(run['peak_memory_bytes']['planned'])} of memory a worker")
+    if trial["saved_bytes"]:
+        said.append(f"saves {size(trial['saved_bytes'])}")
+    if not said:
+        return "was not planned"
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+
+
+def _sole_best(content: Document) -> Iterator[str]:
+    found = told.candidate(content, content["study"]["recommended"])
+    if found and found[1]["mean"] is not None:
+        yield (
+            f"It is also the best of those confirmed: mean {told.goal(content)} "
+            f"{_value(content, found[1]['mean'])} over {_seeds(found[1])}."
+        )
+    else:
+        yield "It is also the best of the search."
+
+
+def _nearness(content: Document, chosen: int, best: int) -> Iterator[str]:
+    ours, theirs = told.candidate(content, chosen), told.candidate(content, best)
+    if not ours or not theirs or ours[1]["mean"] is None or theirs[1]["mean"] is None:
+        return
+    tolerance = content["study"]["tolerance"]
+    within = f", within the tolerance of {number(tolerance)}" if tolerance is not None else ""
+    yield (
+        f"Their mean {told.goal(content)} over {_seeds(ours[1])} is "
+        f"{_value(content, ours[1]['mean'])} against {_value(content, theirs[1]['mean'])}{within}."
+    )
+
+
+def _seeds(candidate: dict[str, Any]) -> str:
+    count = len(candidate["values"])
+    return f"{count} seed{'s' if count != 1 else ''}"
+
+
+def _value(content: Document, value: float) -> str:
+    return told.how((content["study"]["objective"] or [""])[0])(value)
