@@ -27,7 +27,7 @@ INTERRUPTED = 130
 FAILED = 4
 
 app = typer.Typer(
-    help="Fine-tune language models with Ray and DeepSpeed: planned, proven, resumable.",
+    help="Fine-tune language models with Ray and DeepSpeed: searched, planned, proven, resumable.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -47,7 +47,11 @@ Overrides = Annotated[
 ]
 Run = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="Run directory that `train` wrote.", show_default=False),
+    typer.Argument(
+        metavar="RUN",
+        help="Run directory that `train` wrote, or `tune` as STUDY/winner.",
+        show_default=False,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, logs on stderr.")]
 Show = Callable[[Any, "RenderableType"], None]
@@ -96,6 +100,36 @@ def train(
         loaded = config_file.load(config, overrides or [])
         record = api.train(loaded, fresh=fresh)
         show(record.model_dump(), "")
+
+
+@app.command()
+def tune(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="Config file (YAML).")
+    ] = None,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete this study and begin again.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines for a log, not a screen.")] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option("--replay", metavar="CURVES", help="Score policies on recorded curves."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Search method, rank and learning rate, then train the winner; again: resume."""
+    from distft import api, config_file
+
+    if (config is None) == (replay is None):
+        raise ConfigError("tune takes a CONFIG, or --replay CURVES.", "See: distft tune --help.")
+    with _answer(as_json) as show:
+        if config is None:
+            table = api.replay(Path(str(replay)))
+            show(table.model_dump(), table.render())
+        else:
+            loaded = config_file.load(config, overrides or [])
+            show(api.tune(loaded, fresh=fresh, plain=plain).model_dump(), "")
 
 
 @app.command()
@@ -148,7 +182,7 @@ def export(
 
 @app.command()
 def report(run: Run, as_json: Json = False) -> None:
-    """Write a run's report as HTML, Markdown and JSON."""
+    """Write a run's or a study's report as HTML, Markdown and JSON."""
     from distft import api
 
     with _answer(as_json) as show:

@@ -167,3 +167,16 @@ class RunConfig(Section):
             del plain["train"][key]
         text = json.dumps([plain, data_key, global_batch_size], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def search_hash(self, config_hash: str) -> str:
+        """Return the hash of what a search is: not of how long it goes on, nor of its storage.
+
+        Args:
+            config_hash: Of what it starts from.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        keys = ("methods", "space", "sampler", "policy", "objective", "constraints", "max_samples")
+        text = json.dumps([config_hash, self.tune.model_dump(include=set(keys))], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -61,6 +61,7 @@ class RunRecord(BaseModel):
     data: DataRecord
     model: ModelRecord
     world_size: int
+    device: Literal["cpu", "cuda"] = "cpu"
     zero_stage: int
     seeds: dict[str, int]
     versions: dict[str, str]

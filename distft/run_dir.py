@@ -7,15 +7,27 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
 import yaml
 
 from distft.config import RunConfig
+from distft.data.manifest import Manifest
 from distft.errors import ConfigError, PlanError
 from distft.plan import Plan
-from distft.records import RunRecord, read_record, write_json, write_text
+from distft.records import (
+    DataRecord,
+    Metrics,
+    ModelRecord,
+    RunRecord,
+    StudyRecord,
+    read_record,
+    read_study,
+    write_json,
+    write_text,
+)
 
 
 def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | None:
@@ -36,7 +48,7 @@ def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | N
         raise PlanError(f"{run_dir} is a file.", "Choose another name or output_dir.")
     if not run_dir.exists() or not any(run_dir.iterdir()):
         return None
-    if (run_dir / "study.journal").exists():
+    if _is_study(run_dir):
         raise PlanError(f"{run_dir} holds a study, not a run.", "Choose another name.")
     if not (run_dir / "run.json").exists():
         raise PlanError(
@@ -53,6 +65,35 @@ def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | N
             "Choose another name, or add --fresh to delete what is there.",
         )
     return record
+
+
+def _is_study(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("study.json", "study.journal"))
+
+
+def check_free_for_study(folder: Path, *, fresh: bool) -> StudyRecord | None:
+    """Return the record of what a directory holds, when a study may use it.
+
+    Args:
+        folder: Where the study is to be kept.
+        fresh: What is there may be deleted later.
+
+    Returns:
+        The record of the study in it; None for a new or a fresh one, or one without a record yet.
+
+    Raises:
+        PlanError: The directory holds a run, or something that is no study.
+    """
+    if folder.is_file():
+        raise PlanError(f"{folder} is a file.", "Choose another name or output_dir.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not _is_study(folder):
+        what = "a run, not a study" if (folder / "run.json").exists() else "something else"
+        raise PlanError(f"{folder} holds {what}.", "Choose another name or output_dir.")
+    if fresh or not (folder / "study.json").exists():
+        return None
+    return read_study(folder)[0]
 
 
 @contextlib.contextmanager
@@ -75,7 +116,7 @@ def claimed(run_dir: Path, *, fresh: bool) -> Iterator[None]:
         lock = _open_lock(run_dir.parent / f".{run_dir.name}.lock")
     except BlockingIOError as error:
         raise PlanError(
-            f"Another process is training in {run_dir}.", "Wait for it, or choose another name."
+            f"Another process is working in {run_dir}.", "Wait for it, or choose another name."
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -179,3 +220,72 @@ def resolved_yaml(config: RunConfig, plan: Plan) -> str:
         reason = plan.reasons.get(f"{section}.{line.strip().split(':', 1)[0]}")
         lines.append(f"{line}  # {reason}" if reason and line.startswith("  ") else line)
     return "\n".join(lines) + "\n"
+
+
+def first_record(
+    config: RunConfig, config_hash: str, made: Plan, manifest: Manifest, versions: dict[str, str]
+) -> RunRecord:
+    """Return the record of a run that has just begun; it says `interrupted` until the run ends.
+
+    Args:
+        config: With its task resolved.
+        config_hash: Of the run.
+        made: The run's plan.
+        manifest: Of its data.
+        versions: Of the libraries.
+
+    Returns:
+        The record.
+    """
+    return RunRecord(
+        name=config.name,
+        status="interrupted",
+        config_hash=config_hash,
+        config=config.dump(),
+        data=DataRecord(
+            manifest=manifest.key,
+            rows={split: info.rows for split, info in manifest.splits.items()},
+            tokens={split: info.tokens for split, info in manifest.splits.items()},
+            labels=list(manifest.labels),
+            dropped=dict(manifest.dropped),
+            truncated={split: info.truncated for split, info in manifest.splits.items()},
+        ),
+        model=ModelRecord(
+            id=config.model.id, params=made.params, trainable_params=made.trainable_params
+        ),
+        world_size=made.world_size,
+        device=made.device,
+        zero_stage=made.zero_stage,
+        seeds={"train": config.train.seed},
+        versions=versions,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        duration_s=0.0,
+        peak_memory_bytes={"planned": made.memory.total_bytes},
+    )
+
+
+def with_result(record: RunRecord, result: Metrics, duration_s: float) -> RunRecord:
+    """Return a run's record with what it came to.
+
+    Args:
+        record: As the run began.
+        result: What eval.json holds.
+        duration_s: Seconds the run took.
+
+    Returns:
+        The record; its status is as it was.
+    """
+    return record.model_copy(
+        update={
+            "duration_s": duration_s,
+            "baseline": result["baseline"],
+            "final": {"step": result["step"], **result["final"]},
+            "best": {"step": result["best_step"], **result["best"]},
+            "test": result["test"],
+            "peak_memory_bytes": {
+                **record.peak_memory_bytes,
+                "measured": result["peak_memory_bytes"],
+            },
+            "tokens_per_s": result["tokens_per_s"],
+        }
+    )

@@ -17,6 +17,7 @@ from distft.errors import ClusterError
 from distft.launch.session import DATA_CPUS
 from distft.plan import Plan
 
+STATE_API_S = 5
 STACK = ("ray", "torch", "transformers", "peft", "deepspeed", "pyarrow")
 
 
@@ -94,3 +95,27 @@ def _probe(marker: str) -> dict[str, Any]:
         "versions": versions(),
         "shared": path.is_file() and os.access(path.parent, os.W_OK),
     }
+
+
+def check_state_api() -> None:
+    """Check that Ray's State API answers: without it a killed trial's workers are never freed.
+
+    Raises:
+        ClusterError: It does not; the text says how to start it.
+    """
+    from ray.util.state import list_actors
+
+    try:
+        list_actors(limit=1, timeout=STATE_API_S)
+    except Exception as error:
+        raise ClusterError(
+            "Trials of several workers need Ray's State API, which does not answer: the "
+            "cluster's dashboard is off.",
+            "Start the cluster with `ray start --head --include-dashboard=true`, or set "
+            "tune.num_workers=1.",
+        ) from error
+
+
+def free_cpus() -> float:
+    """Return the CPUs of the connected cluster that nothing has reserved."""
+    return float(ray.available_resources().get("CPU", 0.0))

@@ -19,11 +19,13 @@ DATA_CPUS = 1
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connected(cluster: ClusterConfig, *, slots: int = 0, state_api: bool = False) -> Iterator[None]:
     """Be connected to Ray meanwhile; a connection that exists already is used and left alone.
 
     Args:
         cluster: Where; without an address a local Ray is started and ended.
+        slots: CPUs a local Ray offers at least, besides those for the driver and Ray Data.
+        state_api: Start a local Ray with the dashboard, whose State API nested trials need.
 
     Yields:
         Nothing.
@@ -44,11 +46,11 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         if cluster.address is None:
             # A CPU is a slot here: a laptop runs more workers than cores, each with fewer threads.
             cores = len(os.sched_getaffinity(0))
-            slots = max(cores, cluster.num_workers * cluster.cpus_per_worker) + 1 + DATA_CPUS
+            wanted = max(cores, slots, cluster.num_workers * cluster.cpus_per_worker)
             ray.init(
                 address="local",
-                num_cpus=slots,
-                include_dashboard=False,
+                num_cpus=wanted + 1 + DATA_CPUS,
+                include_dashboard=state_api,
                 object_store_memory=LOCAL_OBJECT_STORE_BYTES,
                 **quiet,
             )

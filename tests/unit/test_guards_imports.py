@@ -17,7 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the top down; a module may import its own layer and those below (ARCHITECTURE.md).
 LAYERS = (
     ("cli",),
-    ("api", "doctor", "schema", "starter"),
+    ("api",),
+    ("training", "tuning", "doctor", "schema", "starter"),
     ("report", "export", "predict", "search"),
     ("launch",),
     ("train",),

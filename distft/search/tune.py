@@ -1,0 +1,172 @@
+"""Ray Tune as the hands of a study: processes, resources, concurrency. The desk decides."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from distft.errors import SearchError
+from distft.search.desk import Desk, Launch
+from distft.search.setting import Setting
+from distft.search.trainable import TrialProcess
+
+_QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C is Python's: Tune's handler would end the process by itself.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # What Tune would restore from is never used: the study's storage is.
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> None:
+    """Run a desk's trials on the connected cluster until it is finished.
+
+    Args:
+        desk: Hands out the trials and takes their reports.
+        setting: Of the study: how many side by side, what each worker reserves.
+        trainable: What is started for a trial; takes what `TrialProcess` takes.
+
+    Raises:
+        SearchError: Tune itself failed; what trials raise is in their records.
+    """
+    os.environ.update(_QUIET)
+    for name in ("ray.tune", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    sized = tune.with_resources(trainable, _resources)
+    with tempfile.TemporaryDirectory(prefix="distft-tune-") as storage:
+        tuner = tune.Tuner(
+            sized,
+            tune_config=tune.TuneConfig(
+                search_alg=_Hands(desk),
+                scheduler=_Decisions(desk),
+                num_samples=-1,
+                max_concurrent_trials=setting.concurrent,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=storage,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError as error:
+            if desk.error is None:
+                raise SearchError(f"Ray Tune failed: {error}") from error
+
+
+def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial's own process reserves; workers it starts reserve their own."""
+    plan, cluster = config["order"]["plan"], config["cluster"]
+    if plan["engine"] != "torch":
+        return tune.PlacementGroupFactory([{"CPU": 0.0}])
+    bundle = {"CPU": float(cluster["cpus_per_worker"])}
+    if plan["device"] == "cuda":
+        bundle["GPU"] = 1.0
+    return tune.PlacementGroupFactory([bundle])
+
+
+def _config(launch: Launch) -> dict[str, Any]:
+    return {
+        "number": launch.number,
+        "order": launch.order.model_dump(mode="json"),
+        "cluster": launch.config.cluster.model_dump(),
+        "at": time.time(),
+    }
+
+
+class _Hands(Searcher):  # type: ignore[misc]  # Ray ships no types
+    """Gives Tune the desk's trials."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next trial; None: not now; FINISHED: never again."""
+        launch = None
+        try:
+            launch = self._desk.next()
+        except Exception as error:  # noqa: BLE001 - raised again where the search was called
+            self._desk.error = error
+        if self._desk.error is not None:
+            return str(Searcher.FINISHED)
+        if launch is not None:
+            self._numbers[trial_id] = launch.number
+            return _config(launch)
+        return str(Searcher.FINISHED) if self._desk.finished() else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Close a trial that ended by itself; stopped and lost ones are the scheduler's."""
+        number = self._numbers[trial_id]
+        if result is None:
+            return
+        if "failed" in result:
+            self._desk.fail(number, result["failed"])
+        elif "result" in result:
+            self._desk.end(number, result["result"])
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write nothing: the study's storage is the only truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Read nothing."""
+
+    def __deepcopy__(self, memo: object) -> _Hands:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
+    """Asks the desk after each report whether a trial goes on."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return Tune's word for what the desk decided."""
+        number = trial.config["number"]
+        if self._desk.error is None and not self._desk.report(number, result["report"]):
+            return str(TrialScheduler.CONTINUE)
+        # Freed now, not when another trial needs the process.
+        trial.temporary_state.ray_actor.release.remote()
+        return str(TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tell the desk that a trial's process was lost."""
+        number, error = trial.config["number"], trial.get_pickled_error()
+        cause = getattr(error, "cause", None) or error
+        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
+        if isinstance(cause, OutOfMemoryError):
+            self._desk.fail(number, SearchError(f"out of memory: {reason}").as_dict())
+        elif isinstance(cause, RayActorError) or "reset_config" in str(cause):
+            self._desk.lose(number, reason)
+        else:
+            self._desk.fail(number, SearchError(reason).as_dict())
+
+    def __deepcopy__(self, memo: object) -> _Decisions:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

@@ -1,0 +1,73 @@
+"""Trials one after another in one process: the base weights are read once and kept pristine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from distft.data.shards import read_steps
+from distft.records import Metrics
+from distft.train import memory
+from distft.train.job import Order, make_engine, make_job
+from distft.train.loop import train
+from distft.train.model import Pristine
+
+MEMORY_TOLERANCE = 0.1
+"""A process that keeps more than this beyond what it held before is not used again."""
+
+
+class WarmProcess:
+    """One process's trials, each pulled report by report.
+
+    Attributes:
+        pristine: The base weights every trial starts from.
+    """
+
+    def __init__(self) -> None:
+        self.pristine = Pristine()
+        self._reports: Iterator[Metrics] | None = None
+
+    def start(self, order: Order) -> None:
+        """Begin a trial, or continue it from its newest checkpoint.
+
+        Args:
+            order: Of a trial of one worker.
+        """
+        self.release()
+        torch.set_num_threads(order.plan.threads_per_worker)
+        print(f"{order.plan.threads_per_worker} thread(s)", flush=True)  # noqa: T201 - to its log
+        self._reports = self._run(order)
+
+    def _run(self, order: Order) -> Iterator[Metrics]:
+        # A generator of its own, so that nothing outlives it but the pristine weights.
+        job = make_job(order, 0, read_steps)
+        engine = make_engine(job, self.pristine.load)
+        yield from train(job, engine)
+
+    def pull(self) -> Metrics | None:
+        """Train on to the next evaluation.
+
+        Returns:
+            The report; None when the trial has come to its end and eval.json is written.
+        """
+        assert self._reports is not None
+        for report in self._reports:
+            if "eval_loss" in report:
+                return report
+        return None
+
+    def release(self) -> bool:
+        """Forget the trial and give its memory back.
+
+        Returns:
+            Whether what is left is within MEMORY_TOLERANCE of the base weights alone.
+        """
+        if self._reports is None:
+            return True
+        self._reports.close()  # type: ignore[attr-defined]  # it is a generator
+        self._reports = None
+        memory.release()
+        before, now = self.pristine.held_bytes, memory.memory_bytes()
+        print(f"released: {before} bytes when loaded, {now} bytes now", flush=True)  # noqa: T201
+        return self.pristine.model is None or now <= before * (1 + MEMORY_TOLERANCE)

@@ -1,0 +1,275 @@
+"""A study from its configuration to its trained winner and its report."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from distft import plugin, run_dir, training
+from distft.config import RunConfig
+from distft.errors import ClusterError, DistftError, PlanError, SearchError
+from distft.records import (
+    StudyRecord,
+    read_record,
+    read_study,
+    write_json,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    from distft.search.phases import Search
+    from distft.search.setting import Setting
+
+_DRIVER_CPUS = 1
+"""Left free on a cluster for Ray Data and what the driver starts."""
+
+
+def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> StudyRecord:
+    """Search, confirm the best, train the winner; or continue, or return what it came to.
+
+    Args:
+        config: Resolved.
+        fresh: Delete what the directory holds and start anew.
+        plain: Show lines instead of a screen.
+
+    Returns:
+        The record of the finished study.
+
+    Raises:
+        DistftError: Anything wrong, refused or failed; study.json says so too.
+    """
+    from distft.data.resolve import prepared_key
+    from distft.plan import batch_sizes
+    from distft.search.sample import build_space
+
+    folder, console = config.run_dir, Console(stderr=True)
+    run_dir.check_writable(folder.parent)
+    build_space(config)
+    task = plugin.tasks()[config.task.name]
+    data_key = prepared_key(config, task, config.data.format or "")
+    config_hash = config.search_hash(config.hash(data_key, batch_sizes(config)[0]))
+    held = run_dir.check_free_for_study(folder, fresh=fresh)
+    if held is not None:
+        _check_same(held, config_hash, folder)
+        if held.status == "completed" and held.config["tune"] == config.dump()["tune"]:
+            _close(folder, console)
+            return held
+    first = None if config.cluster.address else _first_look(config, folder, data_key)
+    with run_dir.claimed(folder, fresh=fresh), _recorded(folder):
+        record = _tune(config, config_hash, data_key, first, console, plain)
+    _close(folder, console)
+    return record
+
+
+def _check_same(held: StudyRecord, config_hash: str, folder: Path) -> None:
+    if held.config_hash != config_hash:
+        raise PlanError(
+            f"{folder} holds a study of another configuration ({held.config_hash}, this one is "
+            f"{config_hash}).",
+            "Choose another name, or add --fresh to delete what is there.",
+        )
+
+
+def _first_look(config: RunConfig, folder: Path, data_key: str) -> Setting:
+    """Return the setting as a sample of the data shows it: refusals come before anything starts."""
+    from distft.capacity import local_capacity, shape_capacity
+    from distft.data.stats import sample_stats
+    from distft.search.setting import Setting
+
+    shape = config.cluster.shape
+    capacity = local_capacity() if shape is None else shape_capacity(shape)
+    setting = Setting(
+        config=config,
+        folder=folder,
+        data_key=data_key,
+        data_root=folder,
+        manifest=None,
+        stats=sample_stats(config),
+        capacity=capacity,
+        concurrent=1,
+        versions={},
+    )
+    workers, _ = _workers(setting)
+    return _with_concurrency(setting, workers, capacity.cpus)
+
+
+def _workers(setting: Setting) -> tuple[int, bool]:
+    """Return the most workers a method's prior needs, and whether any needs Ray Train.
+
+    Raises:
+        PlanError: No method fits.
+    """
+    from distft.search.sample import build_space, effective, priors
+    from distft.search.setting import plan_trial
+
+    config = setting.config
+    found, problem = [], None
+    for sample in priors(build_space(config), config):
+        made = effective(config, sample, name="trial", **setting.search_train(sample))
+        try:
+            found.append(plan_trial(setting, made)[1])
+        except PlanError as error:
+            problem = error
+    if not found:
+        assert problem is not None
+        raise problem
+    nested = any(plan.engine != "torch" for plan in found)
+    return max(plan.world_size for plan in found), nested
+
+
+def _with_concurrency(setting: Setting, workers: int, cpus: float) -> Setting:
+    from dataclasses import replace
+
+    config, capacity = setting.config, setting.capacity
+    if config.tune.max_concurrent is not None:
+        return replace(setting, concurrent=config.tune.max_concurrent)
+    uses_gpus = capacity.gpus and config.cluster.gpus_per_worker != 0
+    slots = capacity.gpus * capacity.nodes if uses_gpus else cpus / config.cluster.cpus_per_worker
+    concurrent = min(math.floor(slots / workers), config.tune.num_trials)
+    return replace(setting, concurrent=max(1, concurrent))
+
+
+def _tune(
+    config: RunConfig,
+    config_hash: str,
+    data_key: str,
+    first: Setting | None,
+    console: Console,
+    plain: bool,
+) -> StudyRecord:
+    from distft.launch import session
+    from distft.search.phases import Search
+    from distft.search.sample import build_space
+    from distft.search.study import open_storage
+
+    folder = config.run_dir
+    slots, nested = 0, False
+    if first is not None:
+        workers, nested = _workers(first)
+        slots = first.concurrent * workers * config.cluster.cpus_per_worker
+    with session.connected(config.cluster, slots=slots, state_api=nested):
+        setting = _setting(config, folder, data_key, first, console)
+        storage = open_storage(folder, config.tune.storage)
+        search = Search(storage, setting, build_space(config), config_hash)
+        search.publish()
+        _search(search, folder, console, plain)
+        winner = search.winner()
+        write_text(folder / "best.yaml", _best_yaml(winner, search))
+        console.print("training the winner at full budget ...", highlight=False)
+        _train_winner(winner, folder / "winner", data_key)
+    return search.publish(status="completed", winner="winner")
+
+
+def _setting(
+    config: RunConfig, folder: Path, data_key: str, first: Setting | None, console: Console
+) -> Setting:
+
+    from distft.capacity import shape_capacity
+    from distft.data.stats import stats_of
+    from distft.launch import preflight, session
+    from distft.search.setting import Setting
+
+    root, manifest = training.prepared(config, console)
+    shape = config.cluster.shape
+    capacity = session.capacity(config.cluster) if shape is None else shape_capacity(shape)
+    setting = Setting(
+        config=config,
+        folder=folder,
+        data_key=data_key,
+        data_root=root,
+        manifest=manifest,
+        stats=stats_of(manifest),
+        capacity=capacity,
+        concurrent=1 if first is None else first.concurrent,
+        versions=preflight.versions(),
+    )
+    workers, nested = _workers(setting)
+    if nested:
+        preflight.check_state_api()
+    free = preflight.free_cpus() - _DRIVER_CPUS
+    if free < workers * config.cluster.cpus_per_worker:
+        raise ClusterError(
+            f"A trial needs {workers} worker(s) of {config.cluster.cpus_per_worker} CPU; the "
+            f"cluster has {max(0.0, free):g} free besides one for the driver.",
+            "Lower tune.num_workers or cluster.cpus_per_worker, or wait for other jobs.",
+        )
+    return setting if first is not None else _with_concurrency(setting, workers, free)
+
+
+def _search(search: Search, folder: Path, console: Console, plain: bool) -> None:
+    from distft.report.study_live import follow
+    from distft.search.tune import execute
+
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=follow,
+        args=(folder,),
+        kwargs={"stop": stop, "console": console, "plain": plain},
+        daemon=True,
+    )
+    thread.start()
+    try:
+        search.run(execute)
+    finally:
+        search.publish()
+        stop.set()
+        thread.join()
+
+
+def _best_yaml(winner: RunConfig, search: Search) -> str:
+    import yaml
+
+    trial = search.recommended
+    assert trial is not None
+    plain = winner.dump()
+    del plain["tune"]
+    head = (
+        f"# Recommended by the study {search.setting.config.name}: trial {trial.number}.\n"
+        "# `distft train best.yaml` trains it again.\n"
+    )
+    return head + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def _train_winner(winner: RunConfig, folder: Path, data_key: str) -> None:
+    from distft.plan import batch_sizes
+
+    fresh = False
+    if (folder / "run.json").exists():
+        # More trials may have found another winner than the one that was trained before.
+        fresh = read_record(folder).config_hash != winner.hash(data_key, batch_sizes(winner)[0])
+    training.train(winner, folder, fresh=fresh)
+
+
+@contextlib.contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    """Write into study.json how a study ended when it did not end well."""
+    from distft.report.study import build
+
+    try:
+        yield
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        known = error if isinstance(error, DistftError) else SearchError(str(error))
+        changes: dict[str, Any] = {"status": "failed" if failed else "interrupted"}
+        if failed:
+            changes["error"] = known.as_dict()
+        with contextlib.suppress(DistftError, OSError):
+            record, _ = read_study(folder)
+            write_json(folder / "study.json", record.model_copy(update=changes).model_dump())
+            build(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+
+
+def _close(folder: Path, console: Console) -> None:
+    from distft.report.study import build
+    from distft.report.study_live import summarize
+
+    summarize(folder, build(folder), console)
