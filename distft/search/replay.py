@@ -1,0 +1,341 @@
+"""Search policies scored on recorded runs: what they save, and what that costs in quality.
+
+Protocol. The runs are split at random into halves, 20 times. On one half each kind of search
+chooses its parameters from a small grid: of those that take at least 4x fewer steps than full
+fidelity the one with the least regret, or, where none does, the cheapest. On the other half it is
+scored; then the halves change places. A half is seen as 10 random pools of 16 runs (or of all runs
+of a smaller half) in random order of arrival, two trials side by side. A pick is a search's
+finalist: of the runs that got furthest the one with the least training loss, smoothed as the policy
+smooths. Random search trains as many runs of the pool to the end as stop-at-rungs' steps pay for.
+The shipped policy chooses nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from pydantic import BaseModel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distft.search.policy import DEFAULT, Policy
+from distft.search.recorded import Recording, read
+from distft.search.schedules import Play, hyperband, promoting, stopping, whole
+
+SPLITS = 20
+POOLS = 10
+POOL_RUNS = 16
+SEED = 0
+WORKERS = 2
+GOAL_RATIO = 4.0
+GOAL_LOSS = 0.1
+CLEARLY = 0.7
+"""Share of the halves on which pause-and-promote is cheaper, and overall no worse, to win."""
+
+FULL = "full fidelity"
+STOPPING = "stop-at-rungs"
+SHIPPED = "stop-at-rungs, shipped"
+PROMOTING = "pause-and-promote"
+RANDOM = "random"
+
+_RUNGS = tuple(
+    (*early, late) for early, late in product(((0.05,), (0.1,), (0.05, 0.1)), (0.5, 0.6, 0.7))
+)
+"""Cut early and then late: between a fifth and a half of the budget ranks mislead most."""
+_KEEP = (0.2, 0.25, 0.34)
+_SMOOTH = 0.1
+
+
+class Spread(BaseModel):
+    """Standard deviations over the halves."""
+
+    steps_ratio: float
+    regret_pt: float
+    within_1se: float
+
+
+class Row(BaseModel):
+    """One kind of search, scored on halves it did not choose on."""
+
+    name: str
+    steps_ratio: float
+    """Steps of full fidelity divided by its steps."""
+    regret_pt: float
+    """Mean of the pool's best test accuracy less the pick's, in percentage points."""
+    within_1se: float
+    """Share of pools whose pick is within one standard error of the pool's best."""
+    spread: Spread
+    chosen: dict[str, int]
+    """Parameters -> on how many halves they were chosen."""
+
+
+class Replay(BaseModel):
+    """What a replay found."""
+
+    source: str
+    runs: int
+    failed: int
+    steps: int
+    test_n: int | None
+    splits: int
+    pools: int
+    """Of each half."""
+    pool_runs: int
+    workers: int
+    seed: int
+    policies: list[Row]
+    shipped_by_workers: dict[str, tuple[float, float, float]]
+    """Trials side by side -> steps_ratio, regret_pt and within_1se of the shipped policy."""
+    notes: list[str]
+
+    def render(self) -> str:
+        """Return the replay as a page of text."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for head in ("search", "fewer steps", "regret, points", "within 1 SE", "chosen most often"):
+            table.add_column(
+                head, justify="left" if head in ("search", "chosen most often") else "right"
+            )
+        for row in self.policies:
+            spread = row.spread
+            most, times = max(row.chosen.items(), key=lambda item: item[1])
+            table.add_row(
+                row.name,
+                f"{row.steps_ratio:.2f}x +- {spread.steps_ratio:.2f}",
+                f"{row.regret_pt:.2f} +- {spread.regret_pt:.2f}",
+                f"{row.within_1se:.1%} +- {100 * spread.within_1se:.1f}",
+                f"{most} ({times} of {2 * self.splits})" if most else "",
+            )
+        text = io.StringIO()
+        console = Console(file=text, width=110)
+        console.print(
+            f"{self.source}: {self.runs} runs of {self.steps} steps ({self.failed} failed); "
+            f"{self.splits} splits, {self.pools} pools of {self.pool_runs} from each half, "
+            f"{self.workers} trials side by side; +- is one standard deviation over the halves",
+            highlight=False,
+        )
+        console.print(table)
+        for workers, (ratio, regret_pt, within) in self.shipped_by_workers.items():
+            console.print(
+                f"shipped policy, {workers} at a time: {ratio:.2f}x fewer steps, regret "
+                f"{regret_pt:.2f} points, {within:.1%} within 1 SE",
+                highlight=False,
+            )
+        for note in self.notes:
+            console.print(note, highlight=False)
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a search came to on some pools."""
+
+    steps_ratio: float
+    regret_pt: float
+    within_1se: float
+
+
+def replay(path: Path, *, progress: Callable[[int, int], None] | None = None) -> Replay:
+    """Return how search policies do on recorded runs.
+
+    Args:
+        path: JSON; see `distft.search.recorded`.
+        progress: Called with (splits done, splits in all).
+
+    Returns:
+        A row for each kind of search.
+
+    Raises:
+        ConfigError: The file cannot be used; the text says why.
+    """
+    recording = read(path)
+    families = _families()
+    scores: dict[str, list[Score]] = {}
+    chosen: dict[str, Counter[str]] = {}
+    by_workers: dict[int, list[Score]] = {workers: [] for workers in (1, WORKERS, 2 * WORKERS)}
+    for split in range(SPLITS):
+        halves = _halves(recording, random.Random(f"{SEED} {split}"))
+        for first, second in (halves, halves[::-1]):
+            picks = _choose(recording, first, families)
+            picks[RANDOM] = _as_dear(recording, first, picks[STOPPING][1])
+            for name, (label, play) in picks.items():
+                scores.setdefault(name, []).append(score(recording, second, play))
+                chosen.setdefault(name, Counter())[label] += 1
+            for workers, found in by_workers.items():
+                found.append(score(recording, second, stopping(DEFAULT, workers)))
+        if progress is not None:
+            progress(split + 1, SPLITS)
+    rows = [_row(name, scores[name], chosen[name]) for name in (*families, RANDOM)]
+    return Replay(
+        source=path.name,
+        runs=len(recording.runs),
+        failed=recording.failed,
+        steps=recording.steps,
+        test_n=recording.test_rows,
+        splits=SPLITS,
+        pools=POOLS,
+        pool_runs=min(POOL_RUNS, len(recording.runs) // 2),
+        workers=WORKERS,
+        seed=SEED,
+        policies=rows,
+        shipped_by_workers={
+            str(workers): (mean.steps_ratio, mean.regret_pt, mean.within_1se)
+            for workers, found in by_workers.items()
+            for mean in [_mean(found)]
+        },
+        notes=_notes(recording, rows, scores),
+    )
+
+
+def score(recording: Recording, pools: Sequence[Sequence[int]], play: Play) -> Score:
+    """Return what a search comes to on some pools.
+
+    Args:
+        recording: The runs.
+        pools: Numbers of runs in order of arrival.
+        play: The search.
+
+    Returns:
+        Means over the pools; the ratio is of all steps.
+    """
+    spent = whole_cost = within = 0
+    regrets = []
+    for pool in pools:
+        outcome = play(recording, pool)
+        best = max(recording.runs[number].test for number in pool)
+        regret = best - recording.runs[outcome.pick].test
+        error = math.sqrt(best * (1 - best) / recording.test_rows) if recording.test_rows else 0.0
+        spent += outcome.samples
+        whole_cost += recording.budget_samples * len(pool)
+        within += regret <= error
+        regrets.append(regret)
+    return Score(whole_cost / spent, 100 * statistics.fmean(regrets), within / len(pools))
+
+
+def _families() -> Mapping[str, list[tuple[str, Play]]]:
+    """Return each kind of search with the parameters it may choose from."""
+    policies = [
+        (
+            f"rungs {' '.join(f'{rung:g}' for rung in rungs)}, keep {keep:g}",
+            Policy(rungs, (keep,) * len(rungs), _SMOOTH),
+        )
+        for rungs, keep in product(_RUNGS, _KEEP)
+    ]
+    geometric = [
+        (f"eta {eta}, least {least:g}", eta, least)
+        for eta, least in product((2, 3, 4), (0.05, 0.1))
+    ]
+    return {
+        SHIPPED: [("", stopping(DEFAULT, WORKERS))],
+        STOPPING: [(label, stopping(policy, WORKERS)) for label, policy in policies],
+        PROMOTING: [(label, promoting(policy)) for label, policy in policies],
+        "ASHA": [(label, stopping(_asha(eta, least), WORKERS)) for label, eta, least in geometric],
+        "Hyperband": [(label, hyperband(eta, least)) for label, eta, least in geometric],
+        FULL: [("", whole())],
+    }
+
+
+def _asha(eta: int, least: float) -> Policy:
+    """Asynchronous successive halving that stops, as Optuna's pruner: arXiv 1810.05934."""
+    rungs = []
+    while least < 1 - 1e-9:
+        rungs.append(least)
+        least *= eta
+    return Policy(tuple(rungs), (1 / eta,) * len(rungs))
+
+
+def _halves(recording: Recording, draw: random.Random) -> tuple[list[list[int]], list[list[int]]]:
+    numbers = draw.sample(range(len(recording.runs)), len(recording.runs))
+    middle = len(numbers) // 2
+    size = min(POOL_RUNS, middle)
+
+    def pools(half: list[int]) -> list[list[int]]:
+        return [draw.sample(half, size) for _ in range(POOLS)]
+
+    return pools(numbers[:middle]), pools(numbers[middle:])
+
+
+def _choose(
+    recording: Recording,
+    pools: Sequence[Sequence[int]],
+    families: Mapping[str, list[tuple[str, Play]]],
+) -> dict[str, tuple[str, Play]]:
+    def worth(choice: tuple[str, Play]) -> tuple[bool, float]:
+        found = score(recording, pools, choice[1])
+        cheap = found.steps_ratio >= GOAL_RATIO
+        return cheap, -found.regret_pt if cheap else found.steps_ratio
+
+    return {
+        name: choices[0] if len(choices) == 1 else max(choices, key=worth)
+        for name, choices in families.items()
+    }
+
+
+def _as_dear(recording: Recording, pools: Sequence[Sequence[int]], play: Play) -> tuple[str, Play]:
+    """Return random search that trains as many runs to the end as this search's steps pay for."""
+    count = max(1, round(len(pools[0]) / score(recording, pools, play).steps_ratio))
+    return f"{count} runs to the end", whole(count)
+
+
+def _row(name: str, found: list[Score], chosen: Counter[str]) -> Row:
+    mean = _mean(found)
+    return Row(
+        name=name,
+        steps_ratio=mean.steps_ratio,
+        regret_pt=mean.regret_pt,
+        within_1se=mean.within_1se,
+        spread=Spread(
+            steps_ratio=statistics.pstdev(each.steps_ratio for each in found),
+            regret_pt=statistics.pstdev(each.regret_pt for each in found),
+            within_1se=statistics.pstdev(each.within_1se for each in found),
+        ),
+        chosen=dict(chosen.most_common()),
+    )
+
+
+def _mean(found: list[Score]) -> Score:
+    """Return the score over all pools of all splits: steps add up, so their ratio is harmonic."""
+    return Score(
+        statistics.harmonic_mean([each.steps_ratio for each in found]),
+        statistics.fmean(each.regret_pt for each in found),
+        statistics.fmean(each.within_1se for each in found),
+    )
+
+
+def _notes(
+    recording: Recording, rows: Sequence[Row], scores: Mapping[str, list[Score]]
+) -> list[str]:
+    by_name = {row.name: row for row in rows}
+    full, promoted = by_name[FULL], by_name[PROMOTING]
+    notes = []
+    if recording.test_rows is None:
+        notes.append("The file has no test_n: within 1 SE counts only picks equal to the best.")
+    for name in (SHIPPED, STOPPING):
+        row = by_name[name]
+        lost = full.within_1se - row.within_1se
+        met = row.steps_ratio >= GOAL_RATIO and lost <= GOAL_LOSS
+        notes.append(
+            f"{name}: {row.steps_ratio:.2f}x fewer steps, within 1 SE {100 * lost:.1f} points "
+            f"below {FULL}; goal ({GOAL_RATIO:g}x, at most {100 * GOAL_LOSS:g}) "
+            f"{'met' if met else 'missed'}."
+        )
+    cheaper = sum(
+        one.steps_ratio > other.steps_ratio
+        for one, other in zip(scores[PROMOTING], scores[STOPPING], strict=True)
+    )
+    halves = 2 * SPLITS
+    wins = promoted.within_1se >= by_name[STOPPING].within_1se and cheaper >= CLEARLY * halves
+    notes.append(
+        f"{PROMOTING} {'clearly wins' if wins else 'does not clearly win'} held out: cheaper than "
+        f"{STOPPING} on {cheaper} of {halves} halves, {promoted.within_1se:.1%} against "
+        f"{by_name[STOPPING].within_1se:.1%} within 1 SE."
+    )
+    return notes
