@@ -268,10 +268,10 @@ def _choose(
     pools: Sequence[Sequence[int]],
     families: Mapping[str, list[tuple[str, Play]]],
 ) -> dict[str, tuple[str, Play]]:
-    def worth(choice: tuple[str, Play]) -> tuple[bool, float]:
+    def worth(choice: tuple[str, Play]) -> tuple[bool, float, float]:
         found = score(recording, pools, choice[1])
         cheap = found.steps_ratio >= GOAL_RATIO
-        return cheap, -found.regret_pt if cheap else found.steps_ratio
+        return cheap, -found.regret_pt if cheap else 0.0, found.steps_ratio
 
     return {
         name: choices[0] if len(choices) == 1 else max(choices, key=worth)
