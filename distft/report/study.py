@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -77,7 +78,11 @@ def _page(content: Document, study_dir: Path) -> render.Page:
 
 
 def _of_the_winner(content: Document) -> list[Section | None]:
-    return [results.comparison(content), results.classes(content)]
+    compared, classes = results.comparison(content), results.classes(content)
+    return [
+        replace(compared, title="The winner: base against tuned"),
+        replace(classes, title="The winner: classes") if classes else None,
+    ]
 
 
 def _link(content: Document, study_dir: Path) -> tuple[str, str] | None:

@@ -11,7 +11,17 @@ import plotly.graph_objects as go
 from distft.report import study_document as told
 from distft.report.figures import GREEN, Figure, framed
 from distft.report.show import Document, number
-from distft.report.study_marks import GREY, RED, hover, in_view, key, left_out, marks, plain
+from distft.report.study_marks import (
+    GREY,
+    RED,
+    hover,
+    in_view,
+    key,
+    left_out,
+    marks,
+    outside,
+    plain,
+)
 
 Curve = tuple[told.Trial, list[int], list[float]]
 
@@ -30,17 +40,13 @@ def curves(content: Document) -> Figure | None:
         return None
     goal = told.goal(content)
     best, ended = _told_best(content, drawn), _told_ends(content, drawn)
-    whole = [
-        value
-        for trial, _, values in drawn
-        for value in (values if trial["state"] == "complete" else values[:1])
-    ]
-    view, _ = in_view(whole, [value for _, _, values in drawn for value in values])
-    outside = sum(any(not view[0] <= v <= view[1] for v in values) for _, _, values in drawn)
+    every = [value for _, _, values in drawn for value in values]
+    view = in_view(every, told.lower_wins(content["study"]))
+    leaving = sum(outside(view, values) > 0 for _, _, values in drawn)
     words = Figure(
         "figure-curves",
         f"{goal[0].upper()}{goal[1:]} on the eval rows while training",
-        f"{ended} {best}{left_out(outside, 'curve runs', 'curves run')}",
+        f"{ended} {best}{left_out(leaving, 'curve runs partly', 'curves run partly')}",
         wide=True,
     )
     traces = [*_legend(content, drawn), *(_line(content, curve) for curve in drawn), *_ends(drawn)]

@@ -18,6 +18,7 @@ from distft.report.study_marks import (
     in_view,
     left_out,
     marks,
+    outside,
     plain,
     scattered,
 )
@@ -69,15 +70,13 @@ def response(content: Document) -> Figure | None:
     ]
     if len({point.x for point in points}) < 2:
         return None
-    view, outside = in_view(
-        [point.y for point in points if point.trial["state"] == "complete"],
-        [point.y for point in points],
-    )
+    values = [point.y for point in points]
+    view = in_view(values, told.lower_wins(content["study"]))
     goal = told.goal(content)
     words = Figure(
         "figure-learning-rate",
         f"{goal[0].upper()}{goal[1:]} over the learning rate",
-        f"{' '.join(_best_rates(content, points))}{left_out(outside, 'trial lies', 'trials lie')}",
+        " ".join(_best_rates(content, points)) + _cut_off(view, values),
     )
     return framed(
         words,
@@ -86,6 +85,10 @@ def response(content: Document) -> Figure | None:
         {"range": view, "title": {"text": plain(goal)}},
         hovermode="closest",
     )
+
+
+def _cut_off(view: list[float], values: list[float]) -> str:
+    return left_out(outside(view, values), "trial lies", "trials lie")
 
 
 def _valued(content: Document) -> Iterator[tuple[int, told.Trial]]:
@@ -143,7 +146,7 @@ def importances(content: Document) -> Figure | None:
             marker={"color": colours.get(scope, Mark(GREY, "")).colour},
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
-        for scope, shares in scopes.items()
+        for scope, shares in reversed(scopes.items())
         if shares
     ]
     title = f"What the {told.goal(content)} depends on"
@@ -153,9 +156,10 @@ def importances(content: Document) -> Figure | None:
         traces,
         {"title": {"text": "share of the variation explained"}, "tickformat": ".0%",
          "rangemode": "tozero"},
-        {"automargin": True},
+        {"automargin": True, "ticklabelstandoff": 6},
         hovermode="closest",
         bargap=0.3,
+        legend_traceorder="reversed",
     )  # fmt: skip
 
 
@@ -187,7 +191,8 @@ def pareto(content: Document, cost: Cost) -> Figure | None:
         return None
     front = _front(whole, cost.lower_wins, told.lower_wins(content["study"]))
     goal = told.goal(content)
-    view, outside = in_view([point.y for point in whole], [point.y for point in points])
+    values = [point.y for point in points]
+    view = in_view(values, told.lower_wins(content["study"]))
     said = ", ".join(
         f"trial {point.trial['number']} ({point.trial['method']}) {number(point.y)} at "
         f"{cost.text(point.x)}"
@@ -196,7 +201,7 @@ def pareto(content: Document, cost: Cost) -> Figure | None:
     words = Figure(
         f"figure-pareto-{cost.id}",
         f"{goal[0].upper()}{goal[1:]} against {cost.name}",
-        f"No trial is better in both than: {said}.{left_out(outside, 'trial lies', 'trials lie')}",
+        f"On the front, where no whole trial is better in both: {said}." + _cut_off(view, values),
     )
     spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-9)
     return framed(

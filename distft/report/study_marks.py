@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def scattered(points: Sequence[Point], content: Document) -> list[go.Scatter]:
         content: The report's document.
 
     Returns:
-        One trace per method, then one that explains open points where there are some.
+        Per method its entry of the legend and its points; then what open points mean.
     """
     traces = []
     for method, mark in marks(content).items():
@@ -71,11 +72,14 @@ def scattered(points: Sequence[Point], content: Document) -> list[go.Scatter]:
         if not own:
             continue
         whole = [point.trial["state"] == "complete" for point in own]
+        look = {"color": mark.colour, "symbol": mark.symbol, "size": 9}
+        traces.append(key(plain(method), look).update(legendgroup=plain(method)))
         traces.append(
             go.Scatter(
                 x=[point.x for point in own],
                 y=[point.y for point in own],
-                name=plain(method),
+                legendgroup=plain(method),
+                showlegend=False,
                 mode="markers",
                 text=[hover(point.trial) for point in own],
                 hovertemplate="%{text}<br>%{y:.4g} at %{x:.4~g}<extra></extra>",
@@ -106,27 +110,32 @@ def key(name: str, marker: dict[str, Any], line: dict[str, Any] | None = None) -
     )
 
 
-def in_view(kept: Iterable[float], all_values: Iterable[float]) -> tuple[list[float], int]:
-    """Return a range of the value axis that shows what matters, and how many values leave it.
+def in_view(values: Sequence[float], lower_wins: bool) -> list[float]:
+    """Return the range of the value axis: everything but what is far worse than the rest.
 
     Args:
-        kept: Values that must be seen, such as those of the trials that ran to their end.
-        all_values: Every value there is.
+        values: Everything drawn; at least one.
+        lower_wins: Which side the bad values are on.
 
     Returns:
-        [low, high] and the number of values outside; one diverged trial would otherwise press all
-        others into one line.
+        [low, high]. One diverged trial would otherwise press all others into one line. Far is more
+        than twice the middle half's spread away from it (Tukey's fences, a little wider).
     """
-    every = list(all_values)
-    seen = list(kept) or every
-    low, high = min(seen), max(seen)
-    room = (high - low) or abs(high) * 0.1 or 1.0
-    # What lies close by is taken in, and then gets its margin.
-    near = [value for value in every if low - room / 2 <= value <= high + room / 2]
-    low, high = min([low, *near]), max([high, *near])
-    margin = 0.06 * ((high - low) or room)
-    outside = sum(not low - margin <= value <= high + margin for value in every)
-    return [low - margin, high + margin], outside
+    low, high = min(values), max(values)
+    if len(values) >= 4:
+        first, _, third = statistics.quantiles(values, n=4)
+        reach = 2 * (third - first)
+        if lower_wins:
+            high = min(high, max(third + reach, low))
+        else:
+            low = max(low, min(first - reach, high))
+    margin = 0.06 * ((high - low) or abs(high) or 1.0)
+    return [low - margin, high + margin]
+
+
+def outside(view: Sequence[float], values: Iterable[float]) -> int:
+    """Return how many values lie outside a range."""
+    return sum(not view[0] <= value <= view[1] for value in values)
 
 
 def left_out(count: int, one: str, several: str) -> str:

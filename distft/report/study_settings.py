@@ -24,11 +24,17 @@ from distft.report.show import (
     words,
 )
 
+
+def whole(value: float) -> str:
+    """Return a count as text."""
+    return f"{value:,.0f}"
+
+
 LIMITS = {
-    "trials": ("trials", number),
+    "trials": ("trials", whole),
     "wall_s": ("wall time", duration),
     "gpu_s": ("GPU time", duration),
-    "samples": ("training samples", number),
+    "samples": ("training samples", whole),
 }
 
 
@@ -41,8 +47,9 @@ def budget(content: Document) -> Section:
         for key, (name, show) in LIMITS.items()
         if key in study["limits"] or key in study["spent"]
     ]  # fmt: skip
-    ended = LIMITS.get(study["ended_by"], (study["ended_by"],))[0]
-    note = f"The search ended by: {ended}." if ended else ""
+    note = f"What ended the search: {study['ended_by']}." if study["ended_by"] else ""
+    if study["ended_by"] in LIMITS:
+        note = f"The search ended when its limit of {LIMITS[study['ended_by']][0]} was reached."
     counts = [
         [words(told.STATES.get(state, state)), cell(content, pointer("study", "counts", state))]
         for state in study["counts"]
@@ -55,13 +62,12 @@ def budget(content: Document) -> Section:
             ("trials side by side", "max_concurrent", str),
             ("workers of a trial", "workers_per_trial", str),
             ("threads of a worker", "threads_per_worker", str),
-            ("time of the whole study", "duration_s", duration),
         )
     ]
     tables = [
         Table("Budget of the search", ["what", "limit", "spent", "used"], rows, note, kind="wide"),
         Table("Trials of the search by state", ["state", "trials"], counts),
-        Table("One trial", ["what", "number"], side),
+        Table("How trials ran", ["what", "number"], side),
         *_rungs(content),
     ]
     return Section("budget", "Budget and policy", [table for table in tables if table.rows])
@@ -100,11 +106,14 @@ def _rungs(content: Document) -> Iterator[Table]:
         )
     if rows:
         smooth = study["policy"].get("smooth")
+        note = (
+            f"Compared is the mean over the last {percent(smooth)} of the budget." if smooth else ""
+        )
         yield Table(
             f"Rungs: where trials were compared ({study['policy']['name'].replace('_', ' ')})",
             ["rung", "share of the budget", "samples", "may go on", "came", "went on", "stopped"],
             rows,
-            note=f"Compared is the mean of the last {smooth} evaluations." if smooth else "",
+            note=note,
             kind="wide",
         )
 

@@ -51,7 +51,6 @@ def strip(content: Document) -> list[tuple[str, Cell]]:
             ("saved size", _saved(content, position)),
         ]
     shown += [
-        ("trials", Cell(str(len(list(told.of_study(content, "search")))), 0)),
         ("whole study", cell(content, "/study/duration_s", duration)),
     ]
     return [(name, one) for name, one in shown if one.text != NOTHING]
@@ -158,7 +157,7 @@ def _best_per_method(content: Document) -> Iterator[Table]:
         found = next(((i, t) for i, t in own if t["value"] is not None), None)
         count = Cell(str(len(own)), len(own))
         if found is None:
-            rows.append([words(method), count, *[Cell(NOTHING)] * 8])
+            rows.append([words(method), count, *[Cell(NOTHING)] * 9])
             continue
         i, trial = found
         if trial["number"] == content["study"]["recommended"]:
@@ -170,12 +169,13 @@ def _best_per_method(content: Document) -> Iterator[Table]:
                 cell(content, f"/trials/{i}/number", str),
                 words(told.described(trial).removeprefix(f"{method}, ")),
                 _value(content, i),
+                cell(content, f"/trials/{i}/samples"),
                 *_costs(content, i, trial),
                 cell(content, f"/trials/{i}/duration_s", duration),
             ]
         )
     if rows:
-        head = ["method", "trials", "best trial", "with", told.goal(content)]
+        head = ["method", "trials", "best trial", "with", told.goal(content), "samples"]
         head += ["trained share", "planned memory", "measured memory", "saved size", "time"]
         yield Table("Best of each method in the search", head, rows, kind="board", marked=marked)
 
@@ -242,7 +242,8 @@ def _how_to_read(study: dict[str, Any]) -> str:
     return (
         f"A trial's value is its best evaluation on the eval rows within "
         f"{study['samples_per_trial']:,} samples; one stopped early had fewer. "
-        "Planned memory: weights, gradients and optimizer states of one worker; measured: the peak of the largest worker."
+        "Planned memory: weights, gradients and optimizer states of one worker; measured: the peak "
+        "of the largest worker."
     )
 
 

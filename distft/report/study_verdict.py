@@ -36,7 +36,10 @@ def _state(content: Document) -> Iterator[str]:
     finished = sum(trial["state"] in ("complete", "pruned") for trial in trials)
     of = f" of {study['limits']['trials']:,.0f}" if study["limits"].get("trials") else ""
     after = f"after {finished}{of} trials" if finished else "before a trial had finished"
-    if study["status"] == "running" and study["recommended"] is None:
+    if study["status"] == "running" and any(told.of_study(content, "confirm")):
+        if study["recommended"] is None:
+            yield "The search has ended; its best configurations are being confirmed."
+    elif study["status"] == "running" and study["recommended"] is None:
         yield f"The search is running: {finished}{of} trials have finished."
     elif study["status"] == "interrupted":
         yield f"The study was interrupted {after}; the same command continues it."
@@ -74,13 +77,12 @@ def _price(content: Document) -> Iterator[str]:
     chosen = told.numbered(content, content["study"]["recommended"])
     if chosen is None:
         return
-    yield f"It {_cost(chosen[1])}."
+    yield f"It {_cost(chosen[1], in_full=True)}."
     best = _best(content)
     if best is None or best["number"] == chosen[1]["number"]:
         yield from _sole_best(content)
-        return
-    yield f"The best one, trial {best['number']} ({told.described(best)}), {_cost(best)}."
-    yield from _nearness(content, chosen[1]["number"], best["number"])
+    else:
+        yield from _beside(content, chosen[1], best)
 
 
 def _best(content: Document) -> told.Trial | None:
@@ -94,16 +96,18 @@ def _best(content: Document) -> told.Trial | None:
     return found[1] if found else None
 
 
-def _cost(trial: told.Trial) -> str:
+def _cost(trial: told.Trial, in_full: bool) -> str:
     said = []
     run = trial["run"]
     if run:
-        trained, params = run["model"]["trainable_params"], run["model"]["params"]
-        said.append(f"trains {trained:,} parameters ({percent(trained / max(1, params))})")
+        share = run["model"]["trainable_params"] / max(1, run["model"]["params"])
+        said.append(f"trains {percent(share)} of the parameters")
         if run["peak_memory_bytes"].get("planned"):
-            said.append(f"plans {size(run['peak_memory_bytes']['planned'])} of memory a worker")
+            said.append(f"needs {size(run['peak_memory_bytes']['planned'])} a worker by plan")
     if trial["saved_bytes"]:
-        said.append(f"saves {size(trial['saved_bytes'])}")
+        said.append(f"is {size(trial['saved_bytes'])} on disk")
+    if not in_full:
+        said = [one.removesuffix(" of the parameters") for one in said]
     if not said:
         return "was not planned"
     return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
@@ -111,7 +115,7 @@ def _cost(trial: told.Trial) -> str:
 
 def _sole_best(content: Document) -> Iterator[str]:
     found = told.candidate(content, content["study"]["recommended"])
-    if found and found[1]["mean"] is not None:
+    if found and found[1]["mean"] is not None and len(content["study"]["candidates"]) > 1:
         yield (
             f"It is also the best of those confirmed: mean {told.goal(content)} "
             f"{_value(content, found[1]['mean'])} over {_seeds(found[1])}."
@@ -120,15 +124,20 @@ def _sole_best(content: Document) -> Iterator[str]:
         yield "It is also the best of the search."
 
 
-def _nearness(content: Document, chosen: int, best: int) -> Iterator[str]:
-    ours, theirs = told.candidate(content, chosen), told.candidate(content, best)
+def _beside(content: Document, chosen: told.Trial, best: told.Trial) -> Iterator[str]:
+    ours = told.candidate(content, chosen["number"])
+    theirs = told.candidate(content, best["number"])
+    goal, cost = told.goal(content), _cost(best, in_full=False)
+    who = f"trial {best['number']} ({told.described(best)})"
     if not ours or not theirs or ours[1]["mean"] is None or theirs[1]["mean"] is None:
+        yield f"The best {goal} is that of {who}, which {cost}."
         return
+    gap = abs(ours[1]["mean"] - theirs[1]["mean"])
     tolerance = content["study"]["tolerance"]
     within = f", within the tolerance of {number(tolerance)}" if tolerance is not None else ""
     yield (
-        f"Their mean {told.goal(content)} over {_seeds(ours[1])} is "
-        f"{_value(content, ours[1]['mean'])} against {_value(content, theirs[1]['mean'])}{within}."
+        f"The best mean {goal} over {_seeds(theirs[1])}, that of {who}, is better by "
+        f"{_value(content, gap)}{within}; that one {cost}."
     )
 
 
