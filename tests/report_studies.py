@@ -46,6 +46,15 @@ SPACE: dict[str, dict[str, Any]] = {
         "method.r": [2, 4, 8, 16, 32, 64],
     },
 }
+OTHER = {"train.learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}}
+IMPORTANCES = {
+    "all": {"method.name": 0.21, "train.learning_rate": 0.79},
+    "lora": {"train.learning_rate": 0.91, "method.r": 0.09},
+    "freeze": {"train.learning_rate": 0.83, "method.layers": 0.17},
+}
+TOLERANCE = 0.0108
+TOLERANCE_FROM = "one standard error of the difference, pooled over 2 candidates with 2 seeds each"
+STATUS = {"winner": "completed", "failed": "failed", "refused": "completed"}
 REASONS = {
     "failed": "the loss is not finite at step 14: nan. Lower train.learning_rate.",
     "refused": "trainable_params: 22,713,216 is above the constraint trainable_params <= 20M",
@@ -84,7 +93,7 @@ class Simulation:
 
     def sample(self, number: int) -> tuple[str, dict[str, Any]]:
         method = self.methods[number % len(self.methods)]
-        space = SPACE.get(method, {"train.learning_rate": {"low": 1e-5, "high": 1e-3}})
+        space = SPACE.get(method, OTHER)
         params: dict[str, Any] = {"method.name": method}
         for path, values in space.items():
             if isinstance(values, list):
@@ -109,7 +118,7 @@ class Simulation:
                 break
             loss = quality(method, params, samples, noise[i] if i else 0.0)
             curve.append((samples, sign * self.shown(loss)))
-            judged = i and state != "failed"
+            judged = i and state == "complete"
             decision = decide(POLICY, BUDGET, curve, self.curves) if judged else None
             if decision:
                 found = dataclasses.asdict(decision)
@@ -140,6 +149,18 @@ class Simulation:
             duration_s=2.1 + samples * (0.031 if method == "full" else 0.022),
             reason=reason,
         )
+
+    def ended(self, number: int, phase: str, started: int, troubles: bool) -> TrialRecord:
+        """Return one trial as it stands in this phase of a study."""
+        if phase == "refused" or (troubles and number == 6):
+            method, params = self.sample(number)
+            return self.record(number, "refused", method, params, reason=REASONS["refused"])
+        if troubles and number == 4:
+            return self.run(number, "failed", 144)
+        if phase == "search" and number >= started - 2:
+            return self.run(number, "running", 192)
+        trial = self.run(number, "complete")
+        return trial.model_copy(update={"attempts": 2}) if troubles and number == 10 else trial
 
     def shown(self, loss: float) -> float:
         """Return the objective for a loss: itself, or an accuracy."""
@@ -197,9 +218,22 @@ class Simulation:
         )
 
 
+def several(trial: TrialRecord, objective: tuple[str, ...]) -> TrialRecord:
+    """Return a trial with a value for each of several objectives."""
+    if trial.value is None or trial.run is None:
+        return trial
+    known = {
+        "trainable_params": float(trial.run.model.trainable_params),
+        "peak_memory": float(trial.run.peak_memory_bytes["planned"]),
+        "duration_s": trial.duration_s,
+    }
+    values = [trial.value, *(known[name] for name in objective[1:])]
+    return trial.model_copy(update={"values": values})
+
+
 def _candidates(
     simulation: Simulation, trials: list[TrialRecord], sign: int
-) -> tuple[list[Candidate], list[TrialRecord], float]:
+) -> tuple[list[Candidate], list[TrialRecord]]:
     found = [t for t in trials if t.state == "complete" and t.value is not None]
     ranked = sorted(found, key=lambda t: sign * (t.value or 0))
     pool, seen = [], set()
@@ -208,7 +242,6 @@ def _candidates(
             pool.append(trial)
             seen.add(trial.method)
     candidates, confirmations = [], []
-    tolerance = 0.0108
     for trial in pool[:2]:
         values = []
         for seed in (43, 44):
@@ -250,10 +283,10 @@ def _candidates(
         )
     best = min(sign * (one.mean or 0) for one in candidates)
     candidates = [
-        one.model_copy(update={"within_tolerance": sign * (one.mean or 0) - best <= tolerance})
+        one.model_copy(update={"within_tolerance": sign * (one.mean or 0) - best <= TOLERANCE})
         for one in candidates
     ]
-    return candidates, confirmations, tolerance
+    return candidates, confirmations
 
 
 def write_study(
@@ -287,88 +320,37 @@ def write_study(
     study_dir.mkdir(parents=True, exist_ok=True)
     simulation = Simulation(methods, list(objective), greater, seed)
     sign = -1 if greater else 1
-    made: list[TrialRecord] = []
     started = {"empty": 0, "search": trials // 2, "failed": trials // 2}.get(phase, trials)
-    for number in range(started):
-        if phase == "refused" or (troubles and number == 6):
-            method, params = simulation.sample(number)
-            made.append(
-                simulation.record(number, "refused", method, params, reason=REASONS["refused"])
-            )
-        elif troubles and number == 4:
-            made.append(simulation.run(number, "failed", 144))
-        elif troubles and number == 9:
-            first = made[0].model_dump()
-            made.append(TrialRecord(**{**first, "number": number, "reused_from": 0}))
-        elif phase == "search" and number >= started - 2:
-            made.append(simulation.run(number, "running", 192))
-        else:
-            made.append(simulation.run(number, "complete"))
-    if troubles and len(made) > 10:
-        made[10] = made[10].model_copy(update={"attempts": 2})
+    made = [simulation.ended(number, phase, started, troubles) for number in range(started)]
+    made = [
+        reused(made, number) if troubles and number == 9 else t for number, t in enumerate(made)
+    ]
     if len(objective) > 1:
-        made = [
-            t.model_copy(
-                update={
-                    "values": [
-                        t.value,
-                        *[float(t.run.model.trainable_params)] * (len(objective) - 1),
-                    ]
-                }
-            )
-            if t.value is not None and t.run
-            else t
-            for t in made
-        ]
+        made = [several(trial, objective) for trial in made]
+    valued = [trial for trial in made if trial.value is not None]
     candidates: list[Candidate] = []
     confirmations: list[TrialRecord] = []
-    tolerance = None
-    valued = [t for t in made if t.value is not None]
     if phase in ("winner", "confirm") and valued:
-        candidates, confirmations, tolerance = _candidates(simulation, made, sign)
-        if phase == "confirm":
-            confirmations = confirmations[:1]
-            candidates, tolerance = [], None
+        candidates, confirmations = _candidates(simulation, made, sign)
+    if phase == "confirm":
+        candidates, confirmations = [], confirmations[:1]
     within = [one for one in candidates if one.within_tolerance]
     recommended = min(within, key=lambda one: one.cost).trial if within else None
-    best = min(valued, key=lambda t: sign * (t.value or 0)).number if valued else None
-    counts = Counter(t.state for t in made)
-    status = {"winner": "completed", "failed": "failed", "refused": "completed"}.get(
-        phase, "running"
-    )
-    config = parse(
-        {
-            "name": study_dir.name,
-            "model": "asset:minilm-l6",
-            "data": {"train": "asset:vader-amazon"},
-            "task": "seq_cls",
-            "tune": {"num_trials": trials, "methods": list(methods)},
-        }
-        if all(method in SPACE for method in methods)
-        else {"model": "asset:minilm-l6", "data": {"train": "x.csv"}, "task": "seq_cls"}
-    )
     record = StudyRecord(
         name=study_dir.name,
-        status=status,
+        status=STATUS.get(phase, "running"),
         config_hash="1f0c29a77d3e54be",
-        config=config.dump(),
+        config=study_config(study_dir.name, trials, methods),
         objective=list(objective),
         greater_is_better=[greater, *[False] * (len(objective) - 1)],
         samples_per_trial=BUDGET,
         full_samples=FULL,
-        policy={
-            "name": "successive_halving",
-            "rungs": list(POLICY.rungs),
-            "keep": list(POLICY.keep),
-        },
-        space={method: SPACE.get(method, {}) for method in methods},
+        policy={"name": "successive_halving", "rungs": POLICY.rungs, "keep": POLICY.keep},
+        space={method: SPACE.get(method, OTHER) for method in methods},
         max_concurrent=2,
         workers_per_trial=1,
         threads_per_worker=1,
-        counts={
-            **{s: counts[s] for s in ("complete", "pruned", "failed", "refused", "running")},
-            "reused": sum(t.reused_from is not None for t in made),
-        },
+        counts=counted(made),
         limits={"trials": float(trials), "wall_s": 3_600.0},
         spent={
             "trials": float(started),
@@ -376,20 +358,12 @@ def write_study(
             "samples": float(sum(t.samples for t in made)),
         },
         ended_by="trials" if started == trials else "",
-        best_trial=best,
+        best_trial=min(valued, key=lambda t: sign * (t.value or 0)).number if valued else None,
         candidates=candidates,
-        tolerance=tolerance,
-        tolerance_from="one standard error of the difference, pooled over 2 candidates with 2 seeds each"
-        if tolerance
-        else "",
+        tolerance=TOLERANCE if candidates else None,
+        tolerance_from=TOLERANCE_FROM if candidates else "",
         recommended=recommended,
-        importances={
-            "all": {"method.name": 0.21, "train.learning_rate": 0.79},
-            "lora": {"train.learning_rate": 0.91, "method.r": 0.09},
-            "freeze": {"train.learning_rate": 0.83, "method.layers": 0.17},
-        }
-        if len(valued) > 4 and set(methods) <= set(SPACE)
-        else {},
+        importances=IMPORTANCES if len(valued) > 4 and set(methods) == set(SPACE) else {},
         winner="winner" if recommended is not None else None,
         versions={"distft": "0.1.0", "torch": "2.13.0", "optuna": "5.0.0", "ray": "2.60.0"},
         started="2026-11-22T18:29:04+00:00",
@@ -400,6 +374,33 @@ def write_study(
     if recommended is not None:
         RUNS["write_run"](study_dir / "winner")
     return record
+
+
+def study_config(name: str, trials: int, methods: tuple[str, ...]) -> dict[str, Any]:
+    """Return the config of a study as given."""
+    tune: dict[str, Any] = {"num_trials": trials}
+    if set(methods) <= set(SPACE):
+        tune["methods"] = list(methods)
+    given = {
+        "name": name,
+        "model": "asset:minilm-l6",
+        "data": {"train": "asset:vader-amazon"},
+        "task": "seq_cls",
+        "tune": tune,
+    }
+    return parse(given).dump()
+
+
+def counted(trials: list[TrialRecord]) -> dict[str, int]:
+    """Return the counts of a study's record."""
+    states = Counter(trial.state for trial in trials)
+    counts = {s: states[s] for s in ("complete", "pruned", "failed", "refused", "running")}
+    return {**counts, "reused": sum(trial.reused_from is not None for trial in trials)}
+
+
+def reused(trials: list[TrialRecord], number: int) -> TrialRecord:
+    """Return a trial that drew the first one's configuration again."""
+    return trials[0].model_copy(update={"number": number, "reused_from": 0})
 
 
 def rewrite(study_dir: Path, record: StudyRecord, trials: list[TrialRecord]) -> None:

@@ -27,10 +27,13 @@ class Page:
     described: Sequence[str]
     """Words above the title."""
     verdict: str
+    """In a sentence or two, set large."""
     started: str
     """UTC, ISO 8601."""
     sources: str
     """The files it was made from, in words."""
+    further: str = ""
+    """What else is to be known at once, below the verdict."""
     error: dict[str, str] = field(default_factory=dict)
     """`title, message, hint, traceback`; empty where nothing failed."""
     link: tuple[str, str] | None = None

@@ -64,6 +64,7 @@ def _page(content: Document, study_dir: Path) -> render.Page:
         status=study["status"],
         described=[word for word in described if word],
         verdict=content["verdict"]["sentence"],
+        further=content["verdict"]["price"],
         started=study["started"],
         sources="study.json, trials.jsonl and the winner's run.json",
         error=render.told(study["error"]),

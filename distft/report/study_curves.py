@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from distft.report import study_document as told
-from distft.report.figures import GREEN, Figure, framed
+from distft.report.figures import Figure, framed, ring
 from distft.report.show import Document, number
 from distft.report.study_marks import (
     GREY,
@@ -49,7 +49,11 @@ def curves(content: Document) -> Figure | None:
         f"{ended} {best}{left_out(leaving, 'curve runs partly', 'curves run partly')}",
         wide=True,
     )
-    traces = [*_legend(content, drawn), *(_line(content, curve) for curve in drawn), *_ends(drawn)]
+    traces = [
+        *_legend(content, drawn),
+        *(_line(content, curve) for curve in drawn),
+        *_ends(content, drawn),
+    ]
     end = max([content["study"]["samples_per_trial"], *(x[-1] for _, x, _ in drawn)])
     shapes, notes = _rungs(content)
     return framed(
@@ -105,11 +109,9 @@ def _legend(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
             yield trace.update(legendgroup=plain(method))
     if any(trial["state"] == "pruned" for trial, _, _ in drawn):
         yield key("stopped early", {}, {"color": GREY, "width": 2, "dash": "dot"})
-    if any(trial["number"] == content["study"]["recommended"] for trial, _, _ in drawn):
-        yield key("recommended", {"color": GREEN, "symbol": "circle-open", "size": 12})
 
 
-def _ends(drawn: list[Curve]) -> Iterator[go.Scatter]:
+def _ends(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
     kinds = (("failed", "x", RED), ("running", "circle-open", GREY))
     for state, symbol, colour in kinds:
         ends = [(trial, x[-1], y[-1]) for trial, x, y in drawn if trial["state"] == state]
@@ -121,8 +123,16 @@ def _ends(drawn: list[Curve]) -> Iterator[go.Scatter]:
                 mode="markers",
                 text=[hover(trial) for trial, _, _ in ends],
                 hovertemplate="%{text}<extra></extra>",
-                marker={"color": colour, "symbol": symbol, "size": 11, "line": {"width": 2}},
+                marker={
+                    "color": colour,
+                    "symbol": symbol,
+                    "size": 11,
+                    "line": {"width": 2, "color": colour},
+                },
             )
+    for trial, x, y in drawn:
+        if trial["number"] == content["study"]["recommended"]:
+            yield ring(x[-1], y[-1], "recommended")
 
 
 def _rungs(content: Document) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

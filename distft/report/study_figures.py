@@ -181,15 +181,15 @@ def pareto(content: Document, cost: Cost) -> Figure | None:
     Returns:
         The figure; the front joins whole trials that no other one beats in both.
     """
+    # Those stopped early had fewer samples: their values are not comparable.
     points = [
         Point(price, trial["value"], trial)
         for _, trial in _valued(content)
-        if (price := cost.of(trial)) is not None
+        if trial["state"] == "complete" and (price := cost.of(trial)) is not None
     ]
-    whole = [point for point in points if point.trial["state"] == "complete"]
-    if len(whole) < 2 or len({point.x for point in points}) < 2:
+    if len({point.x for point in points}) < 2:
         return None
-    front = _front(whole, cost.lower_wins, told.lower_wins(content["study"]))
+    front = _front(points, cost.lower_wins, told.lower_wins(content["study"]))
     goal = told.goal(content)
     values = [point.y for point in points]
     view = in_view(values, told.lower_wins(content["study"]))
@@ -201,7 +201,8 @@ def pareto(content: Document, cost: Cost) -> Figure | None:
     words = Figure(
         f"figure-pareto-{cost.id}",
         f"{goal[0].upper()}{goal[1:]} against {cost.name}",
-        f"On the front, where no whole trial is better in both: {said}." + _cut_off(view, values),
+        f"On the front, where none is better in both: {said}. Only trials that ran "
+        f"to their end are shown.{_cut_off(view, values)}",
     )
     spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-9)
     return framed(

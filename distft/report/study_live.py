@@ -149,6 +149,8 @@ def summarize(study_dir: Path, paths: Mapping[str, str], console: Console) -> No
 
     say()
     console.print(Text(content["verdict"]["sentence"], style="bold"), soft_wrap=True)
+    if content["verdict"]["price"]:
+        say(content["verdict"]["price"])
     hint = (content["study"]["error"] or {}).get("hint")
     if hint:
         say(str(hint))

@@ -105,7 +105,7 @@ def key(name: str, marker: dict[str, Any], line: dict[str, Any] | None = None) -
         name=name,
         mode="lines" if line else "markers",
         line=line or {},
-        marker={"line": {"width": 1.5}, **marker},
+        marker={"line": {"width": 1.5, "color": marker.get("color")}, **marker},
         hoverinfo="skip",
     )
 

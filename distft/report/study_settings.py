@@ -126,7 +126,7 @@ def space(content: Document) -> Section | None:
         for method, paths in study["space"].items()
         for path, values in (paths.items() or [("", "nothing to choose")])
     ]
-    tables = [Table("Space of each method", ["method", "key", "values"], rows, kind="wide")]
+    tables = [Table("Space of each method", ["method", "key", "values"], rows, kind="board")]
     importances = [
         [
             words("all methods" if scope == "all" else scope),

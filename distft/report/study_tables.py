@@ -50,8 +50,14 @@ def strip(content: Document) -> list[tuple[str, Cell]]:
             ("planned memory", _planned(content, position)),
             ("saved size", _saved(content, position)),
         ]
+    else:
+        shown += [
+            (told.STATES.get(state, state), cell(content, pointer("study", "counts", state)))
+            for state in ("running", "complete", "pruned", "failed", "refused")
+            if study["counts"].get(state)
+        ]
     shown += [
-        ("whole study", cell(content, "/study/duration_s", duration)),
+        ("study time", cell(content, "/study/duration_s", duration)),
     ]
     return [(name, one) for name, one in shown if one.text != NOTHING]
 
@@ -65,7 +71,7 @@ def winners(content: Document) -> Section:
 def in_short(content: Document) -> Table:
     """Return the best of each method in the columns a terminal has room for."""
     full = next(_best_per_method(content), Table("", (), ()))
-    columns = [i for i, name in enumerate(full.head) if name not in ("trials", "measured memory")]
+    columns = [i for i, name in enumerate(full.head) if name not in ("trials", "measured")]
     return replace(
         full,
         head=[full.head[i] for i in columns],
@@ -94,10 +100,10 @@ def _candidates(content: Document) -> Iterator[Table]:
                 _verdict(study, one),
             ]
         )
-    head = ["trial", "configuration", f"{goal} in the search", f"mean {goal}", "spread", "seeds"]
+    head = ["trial", "configuration", f"search {goal}", f"mean {goal}", "spread", "seeds"]
     yield Table(
         f"Confirmed with further seeds at full budget, {study['full_samples']:,} samples each",
-        [*head, "planned memory", "trained parameters", "verdict"],
+        [*head, "planned", "trained parameters", "verdict"],
         rows,
         note=_rule(content),
         kind="board",
@@ -115,7 +121,7 @@ def _rule(content: Document) -> str:
         f"Recommended is the cheapest one (planned memory first, then trained parameters) whose "
         f"mean is within {number(study['tolerance'])} of the best mean. "
         f"Where this tolerance comes from: {came or 'not recorded'}. "
-        "Spread is the standard deviation over the seeds."
+        "Spread is the standard deviation over the seeds; planned is the memory of a worker."
     )
 
 
@@ -150,6 +156,8 @@ def _seeds(content: Document) -> Iterator[Table]:
 
 def _best_per_method(content: Document) -> Iterator[Table]:
     ranked = told.best_first(content)
+    if not any(trial["value"] is not None for _, trial in ranked):
+        return
     methods = [*content["study"]["space"], *(trial["method"] for _, trial in ranked)]
     rows, marked = [], -1
     for method in dict.fromkeys(methods):
@@ -174,10 +182,9 @@ def _best_per_method(content: Document) -> Iterator[Table]:
                 cell(content, f"/trials/{i}/duration_s", duration),
             ]
         )
-    if rows:
-        head = ["method", "trials", "best trial", "with", told.goal(content), "samples"]
-        head += ["trained share", "planned memory", "measured memory", "saved size", "time"]
-        yield Table("Best of each method in the search", head, rows, kind="board", marked=marked)
+    head = ["method", "trials", "best", "with", told.goal(content), "samples"]
+    head += ["trained", "planned", "measured", "saved", "time"]
+    yield Table("Best of each method in the search", head, rows, kind="board", marked=marked)
 
 
 def leaderboard(content: Document) -> Section | None:
@@ -199,9 +206,9 @@ def leaderboard(content: Document) -> Section | None:
         "samples",
         "trained parameters",
         "trained share",
-        "planned memory",
-        "measured memory",
-        "saved size",
+        "planned",
+        "measured",
+        "saved",
         "time",
         "state",
     ]
@@ -242,8 +249,8 @@ def _how_to_read(study: dict[str, Any]) -> str:
     return (
         f"A trial's value is its best evaluation on the eval rows within "
         f"{study['samples_per_trial']:,} samples; one stopped early had fewer. "
-        "Planned memory: weights, gradients and optimizer states of one worker; measured: the peak "
-        "of the largest worker."
+        "Planned is the memory of one worker for weights, gradients and optimizer states, measured "
+        "the peak of the largest worker, saved the size on disk."
     )
 
 
@@ -308,9 +315,7 @@ def troubles(content: Document) -> Section | None:
         "pruned": "Stopped early",
     }
     tables = [
-        table
-        for state, caption in captions.items()
-        for table in _reasons(content, state, f"{caption}")
+        table for state, caption in captions.items() for table in _reasons(content, state, caption)
     ]
     reused = [
         [
@@ -331,19 +336,22 @@ def troubles(content: Document) -> Section | None:
 def _reasons(content: Document, state: str, caption: str) -> Iterator[Table]:
     rows = [
         [
-            cell(content, f"/trials/{i}/number", str),
-            words(
-                "search" if trial["study"] == "search" else f"confirmation, seed {trial['seed']}"
-            ),
+            _named(content, i, trial),
+            words(trial["reason"] or "no reason recorded"),
             words(told.described(trial)),
             cell(content, f"/trials/{i}/samples"),
-            words(trial["reason"] or "no reason recorded"),
         ]
         for i, trial in enumerate(content["trials"])
         if trial["state"] == state and trial["reused_from"] is None
     ]
     if rows:
-        head = ["trial", "of", "configuration", "after samples", "why"]
-        yield Table(
-            f"{caption} ({len(rows)})", head, rows, kind="long" if state == "pruned" else "wide"
-        )
+        head = ["trial", "why", "configuration", "after samples"]
+        kind = "long" if state == "pruned" else "wide"
+        yield Table(f"{caption} ({len(rows)})", head, rows, kind=kind)
+
+
+def _named(content: Document, i: int, trial: told.Trial) -> Cell:
+    """Return the number of a trial; a confirmation is told by its seed."""
+    if trial["study"] == "search":
+        return cell(content, f"/trials/{i}/number", str)
+    return cell(content, f"/trials/{i}/seed", lambda seed: f"confirmation, seed {seed}")

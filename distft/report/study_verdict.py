@@ -17,7 +17,9 @@ def judged(content: Document) -> dict[str, Any]:
         content: The report's document, without its verdict.
 
     Returns:
-        `sentence`, and where the winner was measured what `verdict.judge` says of its run.
+        `sentence`, `price` (what the recommended configuration costs, and the best one beside it;
+        empty where none is recommended), and where the winner was measured what `verdict.judge`
+        says of its run.
     """
     study, run = content["study"], content["run"]
     verdict = judge(run, {}, 0, 0) if run else {}
@@ -26,8 +28,7 @@ def judged(content: Document) -> dict[str, Any]:
         sentences.append(str(verdict["sentence"]))
     elif study["recommended"] is not None:
         sentences.append("It has not been trained at full budget and measured on test rows yet.")
-    sentences.extend(_price(content))
-    return {**verdict, "sentence": " ".join(sentences)}
+    return {**verdict, "sentence": " ".join(sentences), "price": " ".join(_price(content))}
 
 
 def _state(content: Document) -> Iterator[str]:
@@ -54,8 +55,9 @@ def _state(content: Document) -> Iterator[str]:
 def _best_so_far(content: Document, trials: list[told.Trial]) -> Iterator[str]:
     best = told.numbered(content, content["study"]["best_trial"])
     if best is not None and best[1]["value"] is not None:
+        running = content["study"]["status"] == "running"
         yield (
-            f"Best so far is trial {best[1]['number']}, {told.described(best[1])}: "
+            f"{'Best so far' if running else 'The best'} is trial {best[1]['number']}, {told.described(best[1])}: "
             f"{told.goal(content)} {_value(content, best[1]['value'])}."
         )
     elif trials and all(trial["state"] == "refused" for trial in trials):
