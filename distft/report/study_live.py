@@ -53,7 +53,7 @@ def follow(study_dir: Path, *, stop: threading.Event, console: Console, plain: b
         while not ended:
             ended = stop.wait(POLL_S)
             snapshot = source.read()
-            if snapshot is not None:
+            if snapshot is not None:  # else the driver is still getting ready
                 view.show(snapshot)
                 ended = ended or snapshot.phase == "winner"
     finally:

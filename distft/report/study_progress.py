@@ -18,6 +18,7 @@ from distft.report.show import duration, label, number
 from distft.report.study_settings import LIMITS
 
 ENDED = ("complete", "pruned", "failed", "refused")
+CONFIGURATION = "method and parameters"
 TONES = {"complete": "green", "pruned": "yellow", "failed": "red", "refused": "red"}
 LINES_AROUND = 9
 """Lines of a screen that are not rows of trials."""
@@ -168,6 +169,10 @@ def events(before: Snapshot | None, now: Snapshot) -> Iterator[str]:
 
 def _of_trial(before: TrialRecord | None, trial: TrialRecord, now: Snapshot) -> Iterator[str]:
     name = f"trial {trial.number}" if trial.study == "search" else f"confirmation {trial.number}"
+    if trial.reused_from is not None:
+        if before is None:
+            yield f"{name} not run: same configuration as trial {trial.reused_from}"
+        return
     if before is None and trial.state != "refused":
         yield f"{name} started: {told.named(trial.method, trial.params)}"
     for rung in trial.rungs[len(before.rungs) if before else 0 :]:
@@ -176,13 +181,12 @@ def _of_trial(before: TrialRecord | None, trial: TrialRecord, now: Snapshot) -> 
             f"{name} {decision} at rung {rung['rung'] + 1} ({rung['samples']:,} samples): "
             f"{now.goal} {now.value(rung['value'])}, rank {rung['rank']} of {rung['of']}"
         )
-    if trial.state in ENDED and (before is None or before.state != trial.state):
+    told_so = trial.state == "pruned" and trial.rungs and not trial.rungs[-1]["kept"]
+    if trial.state in ENDED and not told_so and (before is None or before.state != trial.state):
         yield f"{name} {_ending(trial, now)}"
 
 
 def _ending(trial: TrialRecord, now: Snapshot) -> str:
-    if trial.reused_from is not None:
-        return f"not run: same configuration as trial {trial.reused_from}"
     reason = f": {' '.join(trial.reason.split())}" if trial.reason else ""
     if trial.state == "refused":
         return f"refused ({told.named(trial.method, trial.params)}){reason}"
@@ -205,9 +209,10 @@ def screen(snapshot: Snapshot, height: int) -> RenderableType:
     shown, hidden = _rows(snapshot, max(3, height - LINES_AROUND))
     table = RichTable(box=None, pad_edge=False, expand=False)
     numbers = ("trial", "samples", snapshot.goal)
-    for name in ("trial", "method and parameters", "samples", snapshot.goal, "rungs", "state"):
+    for name in ("trial", CONFIGURATION, "samples", snapshot.goal, "rungs", "state"):
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
-        table.add_column(Text(name), justify=justify, no_wrap=True, overflow="ellipsis")
+        # Columns of words give way in a narrow terminal, numbers stay whole.
+        table.add_column(Text(name), justify=justify, no_wrap=name not in ("state", CONFIGURATION))
     for trial in shown:
         table.add_row(*_row(trial, snapshot))
     title = Text(f"{snapshot.record.name}  {snapshot.phase}", style="bold")
@@ -244,9 +249,13 @@ def _row(trial: TrialRecord, snapshot: Snapshot) -> list[Text]:
     style = "bold" if trial.number == snapshot.record.best_trial else ""
     return [
         Text(str(trial.number), style=style),
-        Text(told.named(trial.method, trial.params), style=style),
+        _one_line(told.named(trial.method, trial.params), style),
         Text(f"{number(trial.samples)}/{number(snapshot.samples_of(trial))}"),
         Text(snapshot.value(shown), style=style),
         Text(marks),
-        Text(state, style=TONES.get(trial.state, "")),
+        _one_line(state, TONES.get(trial.state, "")),
     ]
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

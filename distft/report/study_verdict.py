@@ -55,9 +55,9 @@ def _state(content: Document) -> Iterator[str]:
 def _best_so_far(content: Document, trials: list[told.Trial]) -> Iterator[str]:
     best = told.numbered(content, content["study"]["best_trial"])
     if best is not None and best[1]["value"] is not None:
-        running = content["study"]["status"] == "running"
+        word = "Best so far" if content["study"]["status"] == "running" else "The best"
         yield (
-            f"{'Best so far' if running else 'The best'} is trial {best[1]['number']}, {told.described(best[1])}: "
+            f"{word} is trial {best[1]['number']}, {told.described(best[1])}: "
             f"{told.goal(content)} {_value(content, best[1]['value'])}."
         )
     elif trials and all(trial["state"] == "refused" for trial in trials):
