@@ -405,6 +405,6 @@ def reused(trials: list[TrialRecord], number: int) -> TrialRecord:
 
 def rewrite(study_dir: Path, record: StudyRecord, trials: list[TrialRecord]) -> None:
     """Write study.json and trials.jsonl as the driver of a study does."""
-    write_json(study_dir / "study.json", record.model_dump())
     lines = "".join(json.dumps(trial.model_dump()) + "\n" for trial in trials)
     write_text(study_dir / "trials.jsonl", lines)
+    write_json(study_dir / "study.json", record.model_dump())

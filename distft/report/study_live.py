@@ -51,11 +51,10 @@ def follow(study_dir: Path, *, stop: threading.Event, console: Console, plain: b
     try:
         ended = False
         while not ended:
-            ended = stop.wait(POLL_S)
+            ended = stop.wait(POLL_S) or source.phase == "winner"
             snapshot = source.read()
             if snapshot is not None:  # else the driver is still getting ready
                 view.show(snapshot)
-                ended = ended or snapshot.phase == "winner"
     finally:
         view.close()
 
@@ -71,6 +70,11 @@ class Source:
         self._dir = study_dir
         self._stamp: tuple[int, ...] = ()
         self._last: Snapshot | None = None
+
+    @property
+    def phase(self) -> str:
+        """Of what was read last; empty where nothing was."""
+        return self._last.phase if self._last else ""
 
     def known(self) -> Snapshot | None:
         """Return what stands there at the start: the trials of an earlier attempt, or None."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table as RichTable
@@ -18,9 +18,11 @@ from distft.report.show import duration, label, number
 from distft.report.study_settings import LIMITS
 
 ENDED = ("complete", "pruned", "failed", "refused")
+MOST_STATE = 32
+"""Characters of a trial's state on the screen; the whole reason stands in the report."""
 CONFIGURATION = "method and parameters"
 TONES = {"complete": "green", "pruned": "yellow", "failed": "red", "refused": "red"}
-LINES_AROUND = 9
+LINES_AROUND = 11
 """Lines of a screen that are not rows of trials."""
 
 
@@ -96,7 +98,8 @@ def eta(snapshot: Snapshot) -> str:
 def _left(snapshot: Snapshot, trials: list[TrialRecord]) -> int | None:
     """Return how many trials of the phase have not started, or None where that is open."""
     if snapshot.phase == "confirmation":
-        wanted = sum(len(one.seeds) for one in snapshot.record.candidates)
+        tune = snapshot.record.config.get("tune") or {}
+        wanted = int(tune.get("confirm") or 0) * int(tune.get("confirm_seeds") or 0)
         return max(0, wanted - len(trials)) if wanted else None
     limits, spent = snapshot.record.limits, snapshot.record.spent
     bounds = []
@@ -212,7 +215,9 @@ def screen(snapshot: Snapshot, height: int) -> RenderableType:
     for name in ("trial", CONFIGURATION, "samples", snapshot.goal, "rungs", "state"):
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
         # Columns of words give way in a narrow terminal, numbers stay whole.
-        table.add_column(Text(name), justify=justify, no_wrap=name not in ("state", CONFIGURATION))
+        narrow = name in ("state", CONFIGURATION)
+        widest = MOST_STATE if name == "state" else None
+        table.add_column(Text(name), justify=justify, no_wrap=not narrow, max_width=widest)
     for trial in shown:
         table.add_row(*_row(trial, snapshot))
     title = Text(f"{snapshot.record.name}  {snapshot.phase}", style="bold")
@@ -230,9 +235,10 @@ def _rows(snapshot: Snapshot, most: int) -> tuple[list[TrialRecord], int]:
     trials = [trial for trial in snapshot.trials if trial.study == kind]
     greater = bool(snapshot.record.greater_is_better and snapshot.record.greater_is_better[0])
 
-    def rank(trial: TrialRecord) -> tuple[bool, bool, float]:
-        value = trial.value if trial.value is not None else math.inf
-        return trial.state != "running", trial.value is None, -value if greater else value
+    def rank(trial: TrialRecord) -> tuple[bool, bool, float, int]:
+        if trial.state == "running" or trial.value is None:
+            return trial.state != "running", trial.value is None, 0.0, trial.number
+        return True, False, -trial.value if greater else trial.value, trial.number
 
     return sorted(trials, key=rank)[:most], max(0, len(trials) - most)
 
@@ -249,12 +255,25 @@ def _row(trial: TrialRecord, snapshot: Snapshot) -> list[Text]:
     style = "bold" if trial.number == snapshot.record.best_trial else ""
     return [
         Text(str(trial.number), style=style),
-        _one_line(told.named(trial.method, trial.params), style),
+        _one_line(_brief(trial), style),
         Text(f"{number(trial.samples)}/{number(snapshot.samples_of(trial))}"),
         Text(snapshot.value(shown), style=style),
         Text(marks),
         _one_line(state, TONES.get(trial.state, "")),
     ]
+
+
+def _brief(trial: TrialRecord) -> str:
+    said = [
+        f"{'lr' if path == told.LEARNING_RATE else told.parameter(path)} {_few_digits(value)}"
+        for path, value in trial.params.items()
+        if path != told.METHOD
+    ]
+    return ", ".join([trial.method, *said])
+
+
+def _few_digits(value: Any) -> str:
+    return f"{value:.2g}" if isinstance(value, float) else str(value)
 
 
 def _one_line(text: str, style: str) -> Text:
