@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from distft.errors import ConfigError
 
 Curve = Sequence[tuple[int, float]]
 """(samples trained on, value) of each report, in order; lower is better."""
+
+_ROUNDING = 1e-9
+"""0.07 * 100 is a little more than 7; a report at 7 of 100 samples is at that rung all the same."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,29 @@ class Decision:
 
 
 DEFAULT = Policy(rungs=(0.05, 0.1, 0.6), keep=(0.25, 0.25, 0.25), smooth=0.1)
+"""Cut hard early, then leave what is left alone until 60 % of the budget: on recorded runs the
+ranks between 15 and 45 % mislead more than those at 5 and 10 %."""
+LEAST_SAMPLES = 96
+"""Ranks at fewer samples say nothing: on recorded runs they are good at 96 and at 1,000 samples,
+and worse than chance at 48, where the learning rate still warms up."""
+
+
+def for_budget(policy: Policy, budget_samples: int) -> Policy:
+    """Return a policy without the rungs that lie too early to tell trials apart.
+
+    Args:
+        policy: Any.
+        budget_samples: Samples of a whole trial.
+
+    Returns:
+        The policy with its rungs from `LEAST_SAMPLES` on.
+    """
+    told = [
+        (rung, share)
+        for rung, share in zip(policy.rungs, policy.keep, strict=True)
+        if (rung + _ROUNDING) * budget_samples >= LEAST_SAMPLES
+    ]
+    return replace(policy, rungs=tuple(r for r, _ in told), keep=tuple(share for _, share in told))
 
 
 def decide(
@@ -79,43 +105,46 @@ def decide(
         The decision, or None between rungs. Where one report jumps over several rungs, it counts at
         the newest of them. A value that is not finite is never kept.
     """
-    last = len(curve) - 1
-    at_rungs = reached(policy, budget_samples, curve)
-    rung = next((number for number, index in at_rungs.items() if index == last), None)
-    if rung is None:
+    places = range(len(policy.rungs))
+    here = [rung for rung in places if reached(policy, budget_samples, curve, rung) == len(curve)]
+    if not here:
         return None
+    (rung,) = here
     window_samples = policy.smooth * budget_samples
     value = smoothed(curve, window_samples)
     rivals = []
     for other in others:
-        index = reached(policy, budget_samples, other).get(rung)
-        if index is not None:
-            rivals.append(smoothed(other[: index + 1], window_samples))
-    rivals = [rival for rival in rivals if math.isfinite(rival)]
+        reports = reached(policy, budget_samples, other, rung)
+        if reports:
+            rival = smoothed(other[:reports], window_samples)
+            if math.isfinite(rival):
+                rivals.append(rival)
     finite = math.isfinite(value)
     rank = 1 + (sum(rival < value for rival in rivals) if finite else len(rivals))
     of = 1 + len(rivals)
     kept = finite and rank <= max(1, math.floor(policy.keep[rung] * of + _ROUNDING))
-    return Decision(rung, curve[last][0], value, rank, of, kept)
+    return Decision(rung, curve[-1][0], value, rank, of, kept)
 
 
-def reached(policy: Policy, budget_samples: int, curve: Curve) -> dict[int, int]:
-    """Return the rungs a curve has reached.
+def reached(policy: Policy, budget_samples: int, curve: Curve, rung: int) -> int:
+    """Return how much of a curve is compared at a rung.
 
     Args:
         policy: Rungs.
         budget_samples: Samples of a whole trial.
         curve: Reports in order.
+        rung: Its number.
 
     Returns:
-        Number of the rung -> index of the first report at or beyond it, rungs rising. A report
-        stands for one rung at most, the newest.
+        Number of reports up to the first one at or beyond the rung; 0: the curve is not there yet,
+        or that report is at the next rung already, where alone it counts.
     """
-    first_at = {
-        bisect_left(curve, (share - _ROUNDING) * budget_samples, key=_samples): rung
-        for rung, share in enumerate(policy.rungs)
-    }
-    return {rung: index for index, rung in first_at.items() if index < len(curve)}
+    index = bisect_left(curve, ((policy.rungs[rung] - _ROUNDING) * budget_samples,))
+    if index == len(curve):
+        return 0
+    newer = policy.rungs[rung + 1 : rung + 2]
+    jumped = newer and curve[index][0] >= (newer[0] - _ROUNDING) * budget_samples
+    return 0 if jumped else index + 1
 
 
 def smoothed(curve: Curve, window_samples: float) -> float:
@@ -128,15 +157,7 @@ def smoothed(curve: Curve, window_samples: float) -> float:
     Returns:
         Their mean; not finite where one of them is not.
     """
-    newest = curve[-1][0]
-    start = bisect_right(curve, newest - window_samples * (1 - _ROUNDING), key=_samples)
+    oldest = curve[-1][0] - window_samples * (1 - _ROUNDING)
+    start = bisect_right(curve, (oldest, math.inf))
     values = [value for _, value in curve[min(start, len(curve) - 1) :]]
     return sum(values) / len(values)
-
-
-_ROUNDING = 1e-9
-"""0.07 * 100 is a little more than 7; a report at 7 of 100 samples is at that rung all the same."""
-
-
-def _samples(report: tuple[int, float]) -> int:
-    return report[0]

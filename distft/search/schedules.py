@@ -144,16 +144,16 @@ def _promoted(policy: Policy, recording: Recording, order: Sequence[int]) -> dic
     """Return the part of each run's curve that was trained."""
     budget = recording.budget_samples
     seen: dict[int, Curve] = {}
-    going = {number: reached(policy, budget, recording.runs[number].curve) for number in order}
+    going = {number: recording.runs[number].curve for number in order}
     for rung, share in enumerate(policy.keep):
+        reports = {number: reached(policy, budget, going[number], rung) for number in going}
         # A run whose report jumps over this rung is compared at the next one.
-        here = {number: found[rung] for number, found in going.items() if rung in found}
-        parts = {number: recording.runs[number].curve[: at + 1] for number, at in here.items()}
+        parts = {number: going[number][:count] for number, count in reports.items() if count}
         ranked = sorted(parts, key=lambda n: smoothed(parts[n], policy.smooth * budget))
         for number in ranked[max(1, math.floor(share * len(ranked) + 1e-9)) :]:
             seen[number] = parts[number]
             del going[number]
-    return seen | {number: recording.runs[number].curve for number in going}
+    return seen | going
 
 
 def _outcome(recording: Recording, seen: Mapping[int, Curve], smooth: float) -> Outcome:

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distft.errors import ConfigError
-from distft.search.policy import DEFAULT, Decision, Policy, decide, reached, smoothed
+from distft.search.policy import (
+    DEFAULT,
+    LEAST_SAMPLES,
+    Decision,
+    Policy,
+    decide,
+    for_budget,
+    reached,
+    smoothed,
+)
 
 BUDGET = 1000
 HALF = Policy(rungs=(0.1, 0.5), keep=(0.5, 0.5))
@@ -154,11 +163,13 @@ def test_the_spacing_of_reports_does_not_matter(spacing: int, others_spacing: in
 
 def test_a_share_that_is_no_whole_number_in_binary_is_reached_all_the_same() -> None:
     assert 0.07 * 100 > 7
-    assert reached(Policy((0.07,), (0.5,)), 100, [(7, 1.0)]) == {0: 0}
+    assert reached(Policy((0.07,), (0.5,)), 100, [(6, 1.0), (7, 1.0)], 0) == 2
 
 
 def test_one_report_over_two_rungs_counts_at_the_newer_one() -> None:
-    assert reached(HALF, BUDGET, [(50, 1.0), (600, 1.0), (700, 1.0)]) == {1: 1}
+    curve = [(50, 1.0), (600, 1.0), (700, 1.0)]
+    assert [reached(HALF, BUDGET, curve, rung) for rung in (0, 1)] == [0, 2]
+    assert [reached(HALF, BUDGET, curve[:1], rung) for rung in (0, 1)] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +178,13 @@ def test_one_report_over_two_rungs_counts_at_the_newer_one() -> None:
 def test_smoothing_looks_back_over_samples(window: float, mean: float) -> None:
     curve = [(100 * i, float(i)) for i in range(1, 6)]
     assert smoothed(curve, window) == mean
+
+
+def test_rungs_too_early_to_tell_are_left_out() -> None:
+    assert for_budget(DEFAULT, 20 * LEAST_SAMPLES) == DEFAULT
+    shorter = for_budget(DEFAULT, 20 * LEAST_SAMPLES - 1)
+    assert shorter == Policy(DEFAULT.rungs[1:], DEFAULT.keep[1:], DEFAULT.smooth)
+    assert for_budget(DEFAULT, LEAST_SAMPLES).rungs == ()
 
 
 @pytest.mark.parametrize(
