@@ -70,7 +70,7 @@ def policy_of(config: RunConfig) -> Policy | None:
         return None
     rungs = tuple(given.rungs or DEFAULT.rungs)
     keep = tuple(given.keep or (DEFAULT.keep if given.rungs is None else ()))
-    return Policy(rungs=rungs, keep=keep or (1 / 3,) * len(rungs), smooth=1)
+    return Policy(rungs=rungs, keep=keep or (1 / 3,) * len(rungs), smooth=0)
 
 
 def limits(config: RunConfig) -> list[Limit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ray import tune
@@ -45,7 +46,7 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
         Returns:
             `report`, the evaluation; at the end `result`, what eval.json holds, and `done`; where
-            the trial failed `failed`, its reason, and `done`.
+            the trial failed `failed`, its reason, and `done`. As JSON: Tune would flatten them.
         """
         try:
             if not self._started:
@@ -56,12 +57,12 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             # What the failure left in this process is not known, so it is not used again.
             self._clean = False
             self._running.release()
-            return {"failed": _reason(error), "done": True}
+            return {"failed": json.dumps(_reason(error)), "done": True}
         if report is not None:
-            return {"report": report}
+            return {"report": json.dumps(report)}
         result = read_evaluations(self._order.run_dir)
         self.release()
-        return {"result": result, "done": True}
+        return {"result": json.dumps(result), "done": True}
 
     def release(self) -> None:
         """Free what the trial holds; called as soon as it is stopped."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import tempfile
@@ -26,6 +27,8 @@ _QUIET = {
     # What Tune would restore from is never used: the study's storage is.
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_WARN_THRESHOLD_S": "60",
+    # The new output draws tables whatever the verbosity.
+    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -61,6 +64,7 @@ def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> Non
                 storage_path=storage,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         try:
@@ -120,9 +124,9 @@ class _Hands(Searcher):  # type: ignore[misc]  # Ray ships no types
         if result is None:
             return
         if "failed" in result:
-            self._desk.fail(number, result["failed"])
+            self._desk.fail(number, json.loads(result["failed"]))
         elif "result" in result:
-            self._desk.end(number, result["result"])
+            self._desk.end(number, json.loads(result["result"]))
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's storage is the only truth."""
@@ -147,7 +151,7 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return Tune's word for what the desk decided."""
         number = trial.config["number"]
-        if self._desk.error is None and not self._desk.report(number, result["report"]):
+        if self._desk.error is None and not self._desk.report(number, json.loads(result["report"])):
             return str(TrialScheduler.CONTINUE)
         # Freed now, not when another trial needs the process.
         trial.temporary_state.ray_actor.release.remote()
@@ -155,7 +159,7 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Tell the desk that a trial's process was lost."""
-        number, error = trial.config["number"], trial.get_pickled_error()
+        number, error = trial.config["number"], trial.get_pickled_error() or trial.get_error()
         cause = getattr(error, "cause", None) or error
         reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
         if isinstance(cause, OutOfMemoryError):

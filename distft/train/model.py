@@ -15,7 +15,6 @@ from distft import hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
 from distft.plugin import Task
-from distft.train import memory
 
 
 class Load(Protocol):
@@ -39,12 +38,10 @@ class Pristine:
 
     Attributes:
         model: The untouched model; None before the first trial.
-        held_bytes: What the process held when it had just been loaded.
     """
 
     def __init__(self) -> None:
         self.model: PreTrainedModel | None = None
-        self.held_bytes = 0
         self._key = ""
 
     def load(
@@ -73,8 +70,6 @@ class Pristine:
             self.model = None
             self.model = hf.load_model(model, task, labels, seed=seed, gather=gather)
             self._key = key
-            memory.release()
-            self.held_bytes = memory.memory_bytes()
         return copy.deepcopy(self.model)
 
 
