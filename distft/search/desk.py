@@ -6,7 +6,6 @@ It knows no executor: Ray Tune pulls at it, and so does a test in process.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +78,7 @@ class Desk:
         self._goals, self._changed = goals, changed
         self._records = {record.number: record for record in study.records()}
         self._again = study.running()
-        self._since: dict[int, float] = {}
+        self._out: set[int] = set()
         self._twins: dict[int, int] = {}
         self._refused = 0
         self.error: Exception | None = None
@@ -87,7 +86,7 @@ class Desk:
     @property
     def idle(self) -> bool:
         """Whether nothing runs and nothing waits to."""
-        return not self._since and not self._again
+        return not self._out and not self._again
 
     def records(self) -> list[TrialRecord]:
         """Return all records, by number."""
@@ -154,7 +153,7 @@ class Desk:
         saved = plan.trainable_params if adapter else plan.params
         width = 2 if config.model.dtype == "bfloat16" else 4
         self._update(record, run=run.model_copy(update={"trial": trial}), saved_bytes=saved * width)
-        self._since[record.number] = time.monotonic()
+        self._out.add(record.number)
         order = Order(
             config=config.dump(),
             plan=plan,
@@ -220,12 +219,13 @@ class Desk:
                 "Loosen tune.constraints, or search smaller methods.",
             )
 
-    def report(self, number: int, report: Metrics) -> bool:
+    def report(self, number: int, report: Metrics, elapsed_s: float) -> bool:
         """Take an evaluation of a running trial.
 
         Args:
             number: Of the trial.
             report: `step`, `samples` and metrics prefixed `eval_`.
+            elapsed_s: Seconds the trial worked for it.
 
         Returns:
             Whether the trial is to stop; it is closed then.
@@ -245,7 +245,7 @@ class Desk:
         changes: dict[str, Any] = {
             "curve": curve,
             "samples": point["samples"],
-            "duration_s": self._elapsed(record),
+            "duration_s": record.duration_s + elapsed_s,
         }
         reason = self._source.over()
         if point["samples"]:
@@ -265,17 +265,18 @@ class Desk:
             self._close(record, "pruned", reason)
         return bool(reason)
 
-    def end(self, number: int, result: Metrics) -> None:
+    def end(self, number: int, result: Metrics, elapsed_s: float) -> None:
         """Close a trial that came to its end.
 
         Args:
             number: Of the trial.
             result: What eval.json holds.
+            elapsed_s: Seconds the trial worked since its last report.
         """
         record = self._records[number]
         if record.state != "running" or record.run is None:
             return
-        duration_s = self._elapsed(record)
+        duration_s = record.duration_s + elapsed_s
         run = with_result(record.run, result, duration_s)
         run.status = "completed"
         record = self._update(record, run=run, duration_s=duration_s)
@@ -317,9 +318,8 @@ class Desk:
             lost = SearchError(f"its process was lost {ATTEMPTS} times: {reason}")
             self.fail(number, lost.as_dict())
             return
-        elapsed = self._elapsed(record)
-        self._since.pop(number, None)
-        record = self._update(record, attempts=record.attempts + 1, duration_s=elapsed)
+        self._out.discard(number)
+        record = self._update(record, attempts=record.attempts + 1)
         self._study.save(record)
         self._again.append(number)
 
@@ -337,7 +337,7 @@ class Desk:
             run = run.model_copy(update={"status": status, "trial": trial})
         record = self._update(record, state=state, reason=reason, values=values or [], run=run)
         self._study.tell(record, values)
-        self._since.pop(record.number, None)
+        self._out.discard(record.number)
         # A trial keeps no model; its checkpoints served the case that its process was lost.
         shutil.rmtree(self._folder(record) / "checkpoints", ignore_errors=True)
         self._changed()
@@ -365,12 +365,6 @@ class Desk:
     @property
     def _deciding(self) -> Goal:
         return next(goal for goal in self._goals if goal.metric not in COSTS)
-
-    def _elapsed(self, record: TrialRecord) -> float:
-        now = time.monotonic()
-        since = self._since.get(record.number, now)
-        self._since[record.number] = now
-        return record.duration_s + now - since
 
     def _update(self, record: TrialRecord, **changes: Any) -> TrialRecord:
         changed = record.model_copy(update=changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from ray import tune
@@ -47,7 +48,9 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         Returns:
             `report`, the evaluation; at the end `result`, what eval.json holds, and `done`; where
             the trial failed `failed`, its reason, and `done`. As JSON: Tune would flatten them.
+            `elapsed_s`: seconds this step took.
         """
+        began = time.monotonic()
         try:
             if not self._started:
                 self._started = True
@@ -58,11 +61,12 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._clean = False
             self._running.release()
             return {"failed": json.dumps(_reason(error)), "done": True}
+        elapsed_s = time.monotonic() - began
         if report is not None:
-            return {"report": json.dumps(report)}
+            return {"report": json.dumps(report), "elapsed_s": elapsed_s}
         result = read_evaluations(self._order.run_dir)
         self.release()
-        return {"result": json.dumps(result), "done": True}
+        return {"result": json.dumps(result), "elapsed_s": elapsed_s, "done": True}
 
     def release(self) -> None:
         """Free what the trial holds; called as soon as it is stopped."""

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,7 +89,6 @@ def _config(launch: Launch) -> dict[str, Any]:
         "number": launch.number,
         "order": launch.order.model_dump(mode="json"),
         "cluster": launch.config.cluster.model_dump(),
-        "at": time.time(),
     }
 
 
@@ -126,7 +124,7 @@ class _Hands(Searcher):  # type: ignore[misc]  # Ray ships no types
         if "failed" in result:
             self._desk.fail(number, json.loads(result["failed"]))
         elif "result" in result:
-            self._desk.end(number, json.loads(result["result"]))
+            self._desk.end(number, json.loads(result["result"]), result["elapsed_s"])
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the study's storage is the only truth."""
@@ -151,7 +149,8 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return Tune's word for what the desk decided."""
         number = trial.config["number"]
-        if self._desk.error is None and not self._desk.report(number, json.loads(result["report"])):
+        report = json.loads(result["report"])
+        if self._desk.error is None and not self._desk.report(number, report, result["elapsed_s"]):
             return str(TrialScheduler.CONTINUE)
         # Freed now, not when another trial needs the process.
         trial.temporary_state.ray_actor.release.remote()
