@@ -8,10 +8,12 @@ least regret. On the other half it is scored; then the halves change places. A h
 random pools of 16 runs (or of all runs of a smaller half) in random order of arrival, two trials
 side by side. A pick is a search's finalist: of the runs that got furthest the one with the least
 training loss, smoothed as the policy smooths. Random search trains as many runs of the pool to the
-end as stop-at-rungs' steps pay for. The shipped policy chooses nothing.
+end as stop-at-rungs' steps pay for.
 
 A grid is small and holds what is known beforehand, early cuts and a late one: among many schedules
-the one that is best on 20 runs is not the one that is best on the next 20.
+the one that is best on 20 runs is not the one that is best on the next 20. The shipped policy
+chooses nothing here. It was found on 40 recorded runs of PEFT methods on Llama-3.2-3B and on
+tests/bench/curves, and the grids after them: only other runs score it, and them, quite unseen.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ GOAL_RATIO = 4.0
 GOAL_LOSS = 0.1
 """Of the share within one standard error. Choices go by regret, which fewer pools settle."""
 GOOD_PT = 1.0
+"""Regret above full fidelity's that a choice may have, in percentage points of accuracy."""
 CLEARLY = 0.7
 """Share of the halves on which pause-and-promote is cheaper, and overall no worse, to win."""
 
@@ -120,22 +123,20 @@ class Replay(BaseModel):
                 f"{most} ({times} of {2 * self.splits})" if most else "",
             )
         text = io.StringIO()
-        console = Console(file=text, width=110)
+        console = Console(file=text, width=110, markup=False, highlight=False)
         console.print(
             f"{self.source}: {self.runs} runs of {self.steps} steps ({self.failed} failed); "
             f"{self.splits} splits, {self.pools} pools of {self.pool_runs} from each half, "
-            f"{self.workers} trials side by side; +- is one standard deviation over the halves",
-            highlight=False,
+            f"{self.workers} trials side by side; +- is one standard deviation over the halves"
         )
         console.print(table)
         for workers, (ratio, regret_pt, within) in self.shipped_by_workers.items():
             console.print(
                 f"shipped policy, {workers} at a time: {ratio:.2f}x fewer steps, regret "
-                f"{regret_pt:.2f} points, {within:.1%} within 1 SE",
-                highlight=False,
+                f"{regret_pt:.2f} points, {within:.1%} within 1 SE"
             )
         for note in self.notes:
-            console.print(note, highlight=False)
+            console.print(note)
         return text.getvalue()
 
 
@@ -331,8 +332,8 @@ def _notes(
         lost = full.within_1se - row.within_1se
         met = row.steps_ratio >= GOAL_RATIO and lost <= GOAL_LOSS
         notes.append(
-            f"{name}: {row.steps_ratio:.2f}x fewer steps, within 1 SE {100 * lost:.1f} points "
-            f"below {FULL}; goal ({GOAL_RATIO:g}x, at most {100 * GOAL_LOSS:g}) "
+            f"{name}: {row.steps_ratio:.2f}x fewer steps, within 1 SE {-100 * lost:+.1f} points "
+            f"against {FULL}; goal ({GOAL_RATIO:g}x, {-100 * GOAL_LOSS:+g} at worst) "
             f"{'met' if met else 'missed'}."
         )
     cheaper = sum(
