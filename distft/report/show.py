@@ -129,7 +129,7 @@ def size(value: float) -> str:
     """Return a number of bytes in binary units."""
     for unit in ("B", "KiB", "MiB"):
         if abs(value) < 1024:
-            return f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 9.95 and unit != "B" else f"{value:.0f} {unit}"
         value /= 1024
     return f"{value:.2f} GiB"
 

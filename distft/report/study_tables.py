@@ -103,7 +103,7 @@ def _candidates(content: Document) -> Iterator[Table]:
     head = ["trial", "configuration", f"search {goal}", f"mean {goal}", "spread", "seeds"]
     yield Table(
         f"Confirmed with further seeds at full budget, {study['full_samples']:,} samples each",
-        [*head, "planned", "trained parameters", "verdict"],
+        [*head, "planned", "trained", "verdict"],
         rows,
         note=_rule(content),
         kind="board",
@@ -121,7 +121,8 @@ def _rule(content: Document) -> str:
         f"Recommended is the cheapest one (planned memory first, then trained parameters) whose "
         f"mean is within {number(study['tolerance'])} of the best mean. "
         f"Where this tolerance comes from: {came or 'not recorded'}. "
-        "Spread is the standard deviation over the seeds; planned is the memory of a worker."
+        "Spread is the standard deviation over the seeds; planned is the memory "
+        "of a worker, trained the number of parameters."
     )
 
 

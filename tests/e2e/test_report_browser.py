@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from distft.report import run
+from distft.records import read_study
+from distft.report import run, study
 
 RUNS = runpy.run_path(str(Path(__file__).parents[1] / "report_runs.py"))
+STUDIES = runpy.run_path(str(Path(__file__).parents[1] / "report_studies.py"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LABELS = ("<script>document.title = 'broken'</script>", "\u4e2d\u6587", "a" * 60, "good")
 
@@ -195,7 +197,7 @@ LUMINANCE = """(() => {
   return {
     card,
     text: [
-      ...colour("figcaption, td, th, dd, dt, .block:not(:has(.matrix)) data", "color"),
+      ...colour("figcaption, td, th, dd, dt, td span, .block:not(:has(.matrix)) data", "color"),
       ...colour(".plot text", "fill"),
     ],
     lines: colour(".plot .scatterlayer .js-line", "stroke"),
@@ -212,6 +214,65 @@ def test_text_and_lines_stand_out_from_their_card(browser: Browser, page: Path, 
     assert min(seen["text"]) >= 4.5
     assert len(seen["lines"]) == 5
     assert min(seen["lines"]) >= 3
+
+
+@pytest.fixture(scope="module")
+def study_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study_dir = tmp_path_factory.mktemp("studies") / "quickstart"
+    STUDIES["write_study"](study_dir)
+    record, trials = read_study(study_dir)
+    hostile = [
+        trial.model_copy(update={"params": {**trial.params, "data.format": LABELS[0]}})
+        for trial in trials
+    ]
+    STUDIES["rewrite"](study_dir, record, hostile)
+    run.build(study_dir / "winner")
+    return Path(study.build(study_dir)["html"])
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_of_a_study_is_drawn_and_stays_in_its_width(
+    browser: Browser, study_page: Path, width: int, theme: str
+) -> None:
+    browser.show(study_page, width, theme)
+    assert browser.complaints() == []
+    assert browser.requested() == [study_page.as_uri()]
+    assert browser.ask("document.title") == "quickstart - distft report"
+    drawn = "p => p.querySelectorAll('.js-line, .point, .bars path').length"
+    counts = browser.ask(f"[...document.querySelectorAll('.plot')].map({drawn})")
+    assert len(counts) == 5
+    assert min(counts) > 4
+    page = "document.documentElement"
+    assert browser.ask(f"{page}.scrollWidth - {page}.clientWidth") == 0
+    excess = (
+        "[...document.querySelectorAll('.plot')].map(p => "
+        "p.querySelector('.main-svg').getBoundingClientRect().width - p.clientWidth)"
+    )
+    assert all(abs(one) <= 1 for one in browser.ask(excess))
+    seen = browser.ask(LUMINANCE)
+    assert (seen["card"] > 0.5) is (theme == "light")
+    assert min(seen["text"]) >= 4.5
+    assert min(seen["lines"]) >= 3
+
+
+def test_a_long_leaderboard_scrolls_with_head_and_trial_in_view(
+    browser: Browser, study_page: Path
+) -> None:
+    browser.show(study_page, 375, "light")
+    kept = """(() => {
+      const table = document.querySelector("#leaderboard ~ .tables .board");
+      const box = table.parentElement;
+      box.scrollTo(400, 200);
+      const edge = box.getBoundingClientRect();
+      const head = table.querySelector("thead th").getBoundingClientRect();
+      const name = table.querySelector("tbody tr:last-child th").getBoundingClientRect();
+      return [box.scrollLeft, head.top - edge.top, name.left - edge.left];
+    })()"""
+    scrolled, head, name = browser.ask(kept)
+    assert scrolled > 0
+    assert 0 <= head < 60
+    assert abs(name) <= 2
 
 
 def test_wide_tables_scroll_in_their_own_box(browser: Browser, page: Path) -> None:
