@@ -173,6 +173,7 @@ def ring(x: float, y: float, name: str) -> go.Scatter:
         name=name,
         mode="markers",
         hoverinfo="skip",
+        cliponaxis=False,
         marker={"color": GREEN, "size": 13, "symbol": "circle-open", "line": {"width": 3}},
     )
 

@@ -123,6 +123,7 @@ def _ends(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
                 mode="markers",
                 text=[hover(trial) for trial, _, _ in ends],
                 hovertemplate="%{text}<extra></extra>",
+                cliponaxis=False,
                 marker={
                     "color": colour,
                     "symbol": symbol,
@@ -166,11 +167,13 @@ def _told_ends(content: Document, drawn: list[Curve]) -> str:
             ("complete", f"ran all {number(content['study']['samples_per_trial'])} samples"),
             ("pruned", f"stopped early ({at})" if at else "stopped early"),
             ("failed", "failed"),
-            ("running", "still running"),
+            ("running", "still running" if len(drawn) > 1 else "is still running"),
         )
         if states[state]
     ]
-    return f"{len(drawn)} trial{'s' if len(drawn) != 1 else ''}: {', '.join(said)}."
+    if len(drawn) == 1:
+        return f"The only trial {said[0].removeprefix('1 ')}."
+    return f"{len(drawn)} trials: {', '.join(said)}."
 
 
 def _told_best(content: Document, drawn: list[Curve]) -> str:

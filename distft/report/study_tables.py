@@ -29,6 +29,8 @@ TONES = {"failed": "bad", "refused": "bad", "pruned": "warn", "complete": "good"
 def strip(content: Document) -> list[tuple[str, Cell]]:
     """Return the few numbers shown large, each with its name."""
     study = content["study"]
+    if not content["trials"]:
+        return []
     goal = told.goal(content)
     chosen = told.numbered(content, study["recommended"])
     best = told.numbered(content, study["best_trial"])
@@ -131,7 +133,7 @@ def _verdict(study: dict[str, Any], one: dict[str, Any]) -> Cell:
         return Cell("no seed finished", tone="bad")
     if one["trial"] == study["recommended"]:
         return Cell("recommended", tone="good")
-    return Cell("within tolerance, dearer") if one["within_tolerance"] else Cell("not near enough")
+    return Cell("near, but dearer") if one["within_tolerance"] else Cell("not near enough")
 
 
 def _position(candidates: Sequence[dict[str, Any]], trial: int | None) -> int:
@@ -236,7 +238,9 @@ def leaderboard(content: Document) -> Section | None:
     numbers = [trial["number"] for _, trial in ranked]
     chosen = study["recommended"]
     table = Table(
-        f"All {len(rows)} trials of the search, best first",
+        f"All {len(rows)} trials of the search, best first"
+        if len(rows) > 1
+        else "The only trial of the search",
         head,
         rows,
         note=_how_to_read(study),

@@ -135,6 +135,15 @@ def test_a_failed_study_shows_its_error_and_how_to_go_on(tmp_path: Path) -> None
     assert "distft export" not in page.text
 
 
+def test_an_interrupted_study_says_that_the_same_command_goes_on(tmp_path: Path) -> None:
+    write_study(tmp_path / "cut", phase="search")
+    edit(tmp_path / "cut", status="interrupted")
+    page, _, document = report(tmp_path / "cut")
+    said = "The study was interrupted after 5 of 16 trials; the same command continues it. The best"
+    assert document["verdict"]["sentence"].startswith(said)
+    assert "Go on where it stopped" in page.text
+
+
 def rows_of(markdown: str, caption: str) -> list[list[str]]:
     """Return the rows of a table of the Markdown as lists of cells."""
     (block,) = re.findall(rf"^### {re.escape(caption)}.*\n\n((?:\|.*\n)+)", markdown, re.MULTILINE)
@@ -191,7 +200,7 @@ def test_what_was_confirmed_stands_with_seeds_and_the_rule(done: Path) -> None:
     assert len(rows) == len(record.candidates) == 2
     verdicts = {int(row[0]): row[head.index("verdict")] for row in rows}
     assert verdicts[record.recommended] == "recommended"
-    assert sorted(verdicts.values()) == ["recommended", "within tolerance, dearer"]
+    assert sorted(verdicts.values()) == ["near, but dearer", "recommended"]
     assert record.tolerance_from in page.text
     _, *seeds = rows_of(markdown, "Each confirmation")
     assert [row[0] for row in seeds] == [str(t.seed) for t in trials if t.study == "confirm"]
