@@ -5,6 +5,7 @@ It knows no executor: Ray Tune pulls at it, and so does a test in process.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -80,6 +81,7 @@ class Desk:
         self._again = study.running()
         self._out: set[int] = set()
         self._twins: dict[int, int] = {}
+        self._last_step: dict[int, int] = {}
         self._refused = 0
         self.error: Exception | None = None
 
@@ -128,6 +130,10 @@ class Desk:
             seed=config.train.seed,
         )
         self._records[number] = record
+        if record.state != "running":
+            # Killed after the record was kept and before the study was told.
+            self._study.tell(record, record.values or None)
+            return None
         stopped = bool(record.rungs) and not record.rungs[-1]["kept"]
         if stopped or self._same(record):
             if stopped:
@@ -154,6 +160,7 @@ class Desk:
         width = 2 if config.model.dtype == "bfloat16" else 4
         self._update(record, run=run.model_copy(update={"trial": trial}), saved_bytes=saved * width)
         self._out.add(record.number)
+        self._last_step[record.number] = plan.total_steps
         order = Order(
             config=config.dump(),
             plan=plan,
@@ -195,9 +202,7 @@ class Desk:
     def _take_over(self, record: TrialRecord, other: TrialRecord) -> None:
         taken = ("value", "values", "curve", "rungs", "samples", "saved_bytes", "run")
         record = self._update(record, **{key: getattr(other, key) for key in taken})
-        for point in record.curve:
-            if point["samples"]:
-                self._study.report(record.number, point["samples"], point["value"])
+        self._study.copy_reports(other.number, record.number)
         assert other.state in ("complete", "pruned", "failed")
         self._close(record, other.state, f"the result of trial {other.number}")
 
@@ -233,28 +238,30 @@ class Desk:
         record = self._records[number]
         if record.state != "running":
             return True
-        goal = self._deciding
-        value = report.get(goal.metric)
-        if not isinstance(value, int | float):
-            known = sorted(k for k, v in report.items() if k.startswith("eval_") and _is_number(v))
-            reason = f"{goal.metric} is not measured; allowed: {', '.join(known)}"
-            self._close(record, "failed", reason)
+        reason = self._unusable(report)
+        if reason:
+            self.fail(number, SearchError(reason).as_dict())
             return True
-        point = {k: v for k, v in report.items() if _is_number(v)} | {"value": float(value)}
+        goal = self._deciding
+        point = {k: v for k, v in report.items() if _is_number(v)} | {
+            "value": float(report[goal.metric])
+        }
         curve = [p for p in record.curve if p["samples"] < point["samples"]] + [point]
         changes: dict[str, Any] = {
             "curve": curve,
             "samples": point["samples"],
             "duration_s": record.duration_s + elapsed_s,
         }
-        reason = self._source.over()
+        # A trial that has done all its steps is not stopped any more: only its end is to come.
+        reason = self._source.over() if report["step"] < self._last_step[number] else ""
         if point["samples"]:
             best = max if goal.greater_is_better else min
             changes["value"] = best(p["value"] for p in curve if p["samples"])
             decision = self._study.report(number, point["samples"], changes["value"])
-            if decision is not None:
-                rungs = [r for r in record.rungs if r["samples"] < decision.samples]
-                changes["rungs"] = [*rungs, asdict(decision)]
+            # What was decided before a process was lost stays decided.
+            held = {rung["rung"] for rung in record.rungs}
+            if decision is not None and decision.rung not in held:
+                changes["rungs"] = [*record.rungs, asdict(decision)]
                 if not decision.kept:
                     reason = (
                         f"stopped at rung {decision.rung + 1}: rank {decision.rank} of "
@@ -280,13 +287,12 @@ class Desk:
         run = with_result(record.run, result, duration_s)
         run.status = "completed"
         record = self._update(record, run=run, duration_s=duration_s)
-        if result["trainable_params"] != run.model.trainable_params:
-            self._close(
-                record,
-                "failed",
-                f"the plan says {run.model.trainable_params} trained parameters, the model that "
-                f"was built has {result['trainable_params']}",
+        planned, built = run.model.trainable_params, result["trainable_params"]
+        if built != planned:
+            reason = (
+                f"the plan says {planned} trained parameters, the model that was built has {built}"
             )
+            self.fail(number, SearchError(reason).as_dict())
             return
         self._close(record, "complete", "")
 
@@ -319,8 +325,7 @@ class Desk:
             self.fail(number, lost.as_dict())
             return
         self._out.discard(number)
-        record = self._update(record, attempts=record.attempts + 1)
-        self._study.save(record)
+        self._update(record, attempts=record.attempts + 1)
         self._again.append(number)
 
     def _close(
@@ -329,7 +334,7 @@ class Desk:
         state: Literal["complete", "pruned", "failed", "refused"],
         reason: str,
     ) -> None:
-        values = self._values(record) if state == "complete" else None
+        values = (record.values or self._values(record)) if state == "complete" else None
         run = record.run
         if run is not None and record.reused_from is None:
             status = "pruned" if state == "pruned" else run.status
@@ -361,6 +366,17 @@ class Desk:
                 best = max if goal.greater_is_better else min
                 values.append(best(p[goal.metric] for p in record.curve if p["samples"]))
         return values
+
+    def _unusable(self, report: Metrics) -> str:
+        """Return what is wrong with an evaluation's objectives, or nothing."""
+        for metric in [goal.metric for goal in self._goals if goal.metric not in COSTS]:
+            value: Any = report.get(metric)
+            if not _is_number(value):
+                known = sorted(k for k, v in report.items() if k[:5] == "eval_" and _is_number(v))
+                return f"{metric} is not measured; allowed: {', '.join(known)}"
+            if not math.isfinite(value):
+                return f"{metric} is {value} at step {report['step']}"
+        return ""
 
     @property
     def _deciding(self) -> Goal:

@@ -45,7 +45,7 @@ class Search:
         self._setting, self._space, self._hash = setting, space, config_hash
         self._goals = goals(config)
         self._budget = budget_of(config.tune)
-        self._policy = policy_of(config)
+        self._policy = policy_of(config, setting.trial_samples)
         self._confirmed: list[TrialRecord] = []
         self._candidates: list[Candidate] = []
         self._chosen: tuple[float | None, str, int | None] = (None, "", None)
@@ -140,7 +140,8 @@ class Search:
             return
         config = self.setting.config
         first = grid(self._space) if config.tune.sampler == "grid" else priors(self._space, config)
-        for sample in first:
+        # A process that was killed here has put some of them in line already.
+        for sample in first[self._search.enqueued() :]:
             self._search.enqueue(parameters(self._space, sample))
         self._search.note("enqueued", True)
 

@@ -15,7 +15,7 @@ from distft.data.manifest import Manifest
 from distft.data.stats import DataStats
 from distft.errors import PlanError
 from distft.plan import Plan, batch_sizes, make_plan
-from distft.search.policy import DEFAULT, Policy
+from distft.search.policy import DEFAULT, Policy, for_budget
 from distft.space import Limit, parse_limit
 
 COSTS = ("trainable_params", "peak_memory", "duration_s")
@@ -53,11 +53,13 @@ def goals(config: RunConfig) -> list[Goal]:
     return found
 
 
-def policy_of(config: RunConfig) -> Policy | None:
+def policy_of(config: RunConfig, budget_samples: int) -> Policy | None:
     """Return when trials are stopped early; None: never.
 
     Args:
         config: With several objectives no trial is stopped.
+        budget_samples: Samples of one trial; rungs that come too early to tell are left out,
+            unless the user asked for them.
 
     Returns:
         The policy. The loss of all eval rows needs no smoothing.
@@ -68,9 +70,11 @@ def policy_of(config: RunConfig) -> Policy | None:
     given = config.tune.policy
     if given.name == "none" or len(goals(config)) > 1:
         return None
-    rungs = tuple(given.rungs or DEFAULT.rungs)
-    keep = tuple(given.keep or (DEFAULT.keep if given.rungs is None else ()))
-    return Policy(rungs=rungs, keep=keep or (1 / 3,) * len(rungs), smooth=0)
+    if given.rungs is None:
+        policy = replace(DEFAULT, keep=tuple(given.keep or DEFAULT.keep), smooth=0)
+        return for_budget(policy, budget_samples)
+    rungs = tuple(given.rungs)
+    return Policy(rungs=rungs, keep=tuple(given.keep or (1 / 3,) * len(rungs)))
 
 
 def limits(config: RunConfig) -> list[Limit]:

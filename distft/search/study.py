@@ -221,9 +221,11 @@ class Study:
             The constraints it breaks, as they were written; empty when it keeps all.
         """
         broken = []
+        trial = self._live[number]
         for limit in self._settings.limits:
             above = values[limit.name] / limit.most - 1
-            self._live[number].set_constraint(limit.text, above)
+            if limit.text not in trial.constraints:
+                trial.set_constraint(limit.text, above)
             if above > 0:
                 broken.append(f"{limit.text} (it has {values[limit.name]:,.0f})")
         return ", ".join(broken)
@@ -248,6 +250,19 @@ class Study:
             return None
         trial.should_prune()
         return self._rungs.last
+
+    def copy_reports(self, source: int, number: int) -> None:
+        """Give a running trial the values that another one has reported.
+
+        Args:
+            source: The other one.
+            number: Of the running trial.
+        """
+        trials = self._trials()
+        held = trials[number].intermediate_values
+        for samples, value in trials[source].intermediate_values.items():
+            if samples not in held:
+                self._live[number].report(value, samples)
 
     def save(self, record: TrialRecord) -> None:
         """Keep a trial's record as it is now."""
