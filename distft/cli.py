@@ -5,23 +5,19 @@ Nothing heavy is imported before a command needs it: `distft --help` stays quick
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
 from distft import __version__, plugin
 from distft.errors import ConfigError, DistftError, PlanError
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from distft.output import answer, lines, table
 
 INTERRUPTED = 130
 FAILED = 4
@@ -54,7 +50,6 @@ Run = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, logs on stderr.")]
-Show = Callable[[Any, "RenderableType"], None]
 
 
 @app.callback()
@@ -69,7 +64,7 @@ def plan(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
     """Derive every setting, estimate memory and steps; launch nothing."""
     from distft import api, config_file
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         made = api.plan(config_file.load(config, overrides or []))
         show(made.model_dump(), made.render())
 
@@ -79,9 +74,9 @@ def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) 
     """Turn raw files into tokenized shards and a manifest, once."""
     from distft import api, config_file
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         manifest = api.prepare(config_file.load(config, overrides or [])).model_dump()
-        show(manifest, _lines(manifest))
+        show(manifest, lines(manifest))
 
 
 @app.command()
@@ -96,7 +91,7 @@ def train(
     """Train, evaluate, export and report; again: resume."""
     from distft import api, config_file
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         loaded = config_file.load(config, overrides or [])
         record = api.train(loaded, fresh=fresh)
         show(record.model_dump(), "")
@@ -123,10 +118,10 @@ def tune(
 
     if (config is None) == (replay is None):
         raise ConfigError("tune takes a CONFIG, or --replay CURVES.", "See: distft tune --help.")
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         if config is None:
-            table = api.replay(Path(str(replay)))
-            show(table.model_dump(), table.render())
+            scored = api.replay(Path(str(replay)))
+            show(scored.model_dump(), scored.render())
         else:
             loaded = config_file.load(config, overrides or [])
             show(api.tune(loaded, fresh=fresh, plain=plain).model_dump(), "")
@@ -143,9 +138,9 @@ def evaluate(
     """Compute the metrics of a run's model, with a per-class report."""
     from distft import api
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         metrics = api.evaluate(run, data)
-        show(metrics, _lines(metrics))
+        show(metrics, lines(metrics))
 
 
 @app.command()
@@ -158,9 +153,9 @@ def predict(
     """Write the predictions of a run's model for the rows of a file."""
     from distft import api
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         done = api.predict(run, source, target)
-        show(done, _lines(done))
+        show(done, lines(done))
 
 
 @app.command()
@@ -175,9 +170,9 @@ def export(
     """Write a run's model as a Hugging Face folder, verified."""
     from distft import api
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         done = api.export(run, target, merge=merge)
-        show(done, _lines(done))
+        show(done, lines(done))
 
 
 @app.command()
@@ -185,9 +180,9 @@ def report(run: Run, as_json: Json = False) -> None:
     """Write a run's or a study's report as HTML, Markdown and JSON."""
     from distft import api
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         written = api.report(run)
-        show(written, _lines(written))
+        show(written, lines(written))
 
 
 @app.command()
@@ -201,7 +196,7 @@ def init(
     """Write a commented starter config that runs as it is."""
     from distft.starter import starter
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         text = starter(task)
         if path is not None:
             _write_new(path, text)
@@ -212,7 +207,7 @@ def init(
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the fine-tuning methods and their keys."""
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         rows = [
             {
                 "name": method.name,
@@ -224,13 +219,13 @@ def methods(as_json: Json = False) -> None:
             }
             for method in plugin.methods().values()
         ]
-        show(rows, _table(rows))
+        show(rows, table(rows))
 
 
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """List the tasks and their keys."""
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         rows = [
             {
                 "name": task.name,
@@ -242,13 +237,13 @@ def tasks(as_json: Json = False) -> None:
             }
             for task in plugin.tasks().values()
         ]
-        show(rows, _table(rows))
+        show(rows, table(rows))
 
 
 @app.command()
 def formats(as_json: Json = False) -> None:
     """List the data formats, their columns and one row of each."""
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         rows = [
             {
                 "name": each.name,
@@ -259,7 +254,7 @@ def formats(as_json: Json = False) -> None:
             }
             for each in plugin.formats().values()
         ]
-        show(rows, _table(rows))
+        show(rows, table(rows))
 
 
 @app.command()
@@ -267,10 +262,10 @@ def doctor(as_json: Json = False) -> None:
     """Check whether this machine can train, and say what to do."""
     from distft.doctor import examine
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         checks = [check.model_dump() for check in examine()]
         good = all(check["state"] != "bad" for check in checks)
-        show({"ok": good, "checks": checks}, _table(checks))
+        show({"ok": good, "checks": checks}, table(checks))
     if not good:
         raise typer.Exit(PlanError.exit_code)
 
@@ -280,7 +275,7 @@ def schema(as_json: Json = False) -> None:
     """Print the JSON schema of a config file."""
     from distft.schema import json_schema
 
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         document = json_schema()
         show(document, json.dumps(document, indent=2))
 
@@ -288,7 +283,7 @@ def schema(as_json: Json = False) -> None:
 @app.command()
 def version(as_json: Json = False) -> None:
     """Print the version."""
-    with _answer(as_json) as show:
+    with answer(as_json) as show:
         show({"version": __version__}, __version__)
 
 
@@ -336,40 +331,6 @@ def _explain(error: Exception, document: Mapping[str, Any], debug: bool, as_json
     return int(document["exit_code"])
 
 
-@contextlib.contextmanager
-def _answer(as_json: bool) -> Iterator[Show]:
-    """Yield show(document, text); what is shown is all that reaches stdout."""
-    from rich.console import Console
-
-    shown: list[Any] = []
-    with _stdout_to_stderr():
-        yield lambda document, text: shown.append(document if as_json else text)
-    for what in shown:
-        if as_json:
-            text = json.dumps(what, indent=2, ensure_ascii=False, default=str)
-            sys.stdout.write(text + "\n")
-        elif isinstance(what, str):
-            sys.stdout.write(what + "\n" if what else "")
-        else:
-            Console().print(what)
-
-
-@contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    # The file descriptor, not sys.stdout: Ray and DeepSpeed log to it from C++ and from children.
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        # A log handler made meanwhile keeps the stream it found.
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
 def _write_new(path: Path, text: str) -> None:
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -383,39 +344,6 @@ def _write_new(path: Path, text: str) -> None:
 def _keys(variant: plugin.Method | plugin.Task) -> dict[str, Any]:
     fields = variant.config.model_fields.items()
     return {name: field.default for name, field in fields if name != "name"}
-
-
-def _lines(values: Mapping[str, Any]) -> str:
-    """Return one line per value; a mapping of mappings, such as per-class metrics, is indented."""
-    lines: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            lines += [f"{name}:", *(f"  {line}" for line in _lines(value).splitlines())]
-        else:
-            said = f"{value:.4g}" if isinstance(value, float) else "none" if value == {} else value
-            lines.append(f"{name}: {said}")
-    return "\n".join(lines)
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Where an idea comes from takes a line of its own; --json has it.
-    names = [name for name in rows[0] if name != "source"]
-    for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name in ("name", "keys", "columns"))
-    for row in rows:
-        table.add_row(*(Text(_cell(row[name])) for name in names))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return "\n".join(f"{name}: {_cell(each)}" for name, each in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 if __name__ == "__main__":

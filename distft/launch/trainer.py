@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import ray.train
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -97,6 +97,22 @@ def _trainer(
         ),
         torch_config=NodeTorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),
     )
+
+
+def loss_of_process(error: BaseException) -> tuple[str, str]:
+    """Return what became of a process whose Ray actor failed.
+
+    Args:
+        error: As Ray raised it.
+
+    Returns:
+        (`memory`: ended for lack of memory; `lost`: died; `raised`: neither, the reason).
+    """
+    cause = getattr(error, "cause", None) or error
+    reason = f"{type(cause).__name__}: {_first_line(cause)}"
+    if isinstance(cause, OutOfMemoryError):
+        return "memory", reason
+    return "lost" if isinstance(cause, RayActorError) else "raised", reason
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import tune
-from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distft.errors import SearchError
+from distft.launch.trainer import loss_of_process
 from distft.search.desk import Desk, Launch
 from distft.search.setting import Setting
 from distft.search.trainable import TrialProcess
@@ -159,11 +159,10 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Tell the desk that a trial's process was lost."""
         number, error = trial.config["number"], trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error
-        reason = f"{type(cause).__name__}: {str(cause).strip().splitlines()[0]}"
-        if isinstance(cause, OutOfMemoryError):
+        what, reason = loss_of_process(error)
+        if what == "memory":
             self._desk.fail(number, SearchError(f"out of memory: {reason}").as_dict())
-        elif isinstance(cause, RayActorError) or "reset_config" in str(cause):
+        elif what == "lost" or "reset_config" in reason:
             self._desk.lose(number, reason)
         else:
             self._desk.fail(number, SearchError(reason).as_dict())

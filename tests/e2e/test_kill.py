@@ -98,7 +98,7 @@ def test_killed_with_everything_it_started_and_continued(
         wait_for_step(process, run_dir, 5, lines)
         monkeypatch.chdir(folder.path)
         assert cli.main(list(command)) == 3
-        assert "Another process is training in" in capsys.readouterr().err
+        assert "Another process is working in" in capsys.readouterr().err
         started = tree(process)
         kill(started)
         assert gone(started, 30) == []

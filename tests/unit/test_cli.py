@@ -28,6 +28,7 @@ SURFACE = {
     "plan": {"CONFIG", "KEY=VALUE", "--json"},
     "prepare": {"CONFIG", "KEY=VALUE", "--json"},
     "train": {"CONFIG", "KEY=VALUE", "--fresh", "--json"},
+    "tune": {"CONFIG", "KEY=VALUE", "--fresh", "--plain", "--replay", "--json"},
     "evaluate": {"RUN", "--data", "--json"},
     "predict": {"RUN", "IN", "OUT", "--json"},
     "export": {"RUN", "DIR", "--merge", "--json"},

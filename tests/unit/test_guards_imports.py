@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the top down; a module may import its own layer and those below (ARCHITECTURE.md).
 LAYERS = (
     ("cli",),
-    ("api",),
+    ("api", "output"),
     ("training", "tuning", "doctor", "schema", "starter"),
     ("report", "export", "predict", "search"),
     ("launch",),

@@ -129,7 +129,7 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(PlanError) as caught, run_dir.claimed(folder, fresh=True):
             pass
-        refused(caught.value, "Another process is training")
+        refused(caught.value, "Another process is working")
         assert folder.is_dir(), "the holder's directory is not deleted by a refused --fresh"
         # Neither does a killed holder leave it locked.
         holder.kill()

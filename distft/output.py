@@ -1,0 +1,104 @@
+"""What a command prints: one document on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Show = Callable[[Any, "RenderableType"], None]
+
+
+@contextlib.contextmanager
+def answer(as_json: bool) -> Iterator[Show]:
+    """Collect what a command has to say; it is all that reaches stdout.
+
+    Args:
+        as_json: Print the document, not the text.
+
+    Yields:
+        show(document, text).
+    """
+    from rich.console import Console
+
+    shown: list[Any] = []
+    with _stdout_to_stderr():
+        yield lambda document, text: shown.append(document if as_json else text)
+    for what in shown:
+        if as_json:
+            text = json.dumps(what, indent=2, ensure_ascii=False, default=str)
+            sys.stdout.write(text + "\n")
+        elif isinstance(what, str):
+            sys.stdout.write(what + "\n" if what else "")
+        else:
+            Console().print(what)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    # The file descriptor, not sys.stdout: Ray and DeepSpeed log to it from C++ and from children.
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        # A log handler made meanwhile keeps the stream it found.
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def lines(values: Mapping[str, Any]) -> str:
+    """Return one line per value; a mapping of mappings, such as per-class metrics, is indented.
+
+    Args:
+        values: Name -> value.
+
+    Returns:
+        The text.
+    """
+    said: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            said += [f"{name}:", *(f"  {line}" for line in lines(value).splitlines())]
+        else:
+            text = f"{value:.4g}" if isinstance(value, float) else "none" if value == {} else value
+            said.append(f"{name}: {text}")
+    return "\n".join(said)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """Return rows as a table for the terminal.
+
+    Args:
+        rows: At least one; all with the same names.
+
+    Returns:
+        What rich prints.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    # Where an idea comes from takes a line of its own; --json has it.
+    names = [name for name in rows[0] if name != "source"]
+    for name in names:
+        drawn.add_column(name, overflow="fold", no_wrap=name in ("name", "keys", "columns"))
+    for row in rows:
+        drawn.add_row(*(Text(_cell(row[name])) for name in names))
+    return drawn
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {_cell(each)}" for name, each in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
