@@ -274,3 +274,15 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         replaying.replay(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="Is a directory"):
         replaying.replay(tmp_path)
+
+
+def test_the_shipped_curves_read() -> None:
+    path = Path(__file__).parents[1] / "bench" / "curves" / "minilm_vader.json"
+    found = read(path)
+    assert len(found.runs) >= 24
+    assert found.failed == 0
+    assert all(len(run.curve) == 20 for run in found.runs)
+    methods = {
+        run["method"] for run in json.loads(path.read_text(encoding="utf-8"))["runs"].values()
+    }
+    assert methods == {"full", "freeze", "lora"}
