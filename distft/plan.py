@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from distft import plugin
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
+from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -188,20 +190,28 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
 
 
 def _count(config: RunConfig, stats: DataStats) -> tuple[int, int]:
+    sections = config.model.model_dump_json(), config.method.model_dump_json()
+    return _counted(*sections, config.method.name, config.task.name, tuple(stats.labels))
+
+
+@lru_cache(maxsize=256)
+def _counted(
+    model_json: str, method_json: str, method_name: str, task_name: str, labels: tuple[str, ...]
+) -> tuple[int, int]:
+    # Kept, because the trials of a search differ mostly in what does not change the model.
     import torch
 
     from distft import hf
 
-    task = plugin.tasks()[config.task.name]
-    model = hf.build_meta(config.model, task, stats.labels)
+    task, method = plugin.tasks()[task_name], plugin.methods()[method_name]
+    given = ModelConfig.model_validate_json(model_json)
+    model = hf.build_meta(given, task, list(labels))
     params = sum(p.numel() for p in model.parameters())
     with torch.device("meta"):
-        module = plugin.methods()[config.method.name].attach(model, config.method, task)
+        module = method.attach(model, method.config.model_validate_json(method_json), task)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if trainable == 0:
-        raise ConfigError(
-            f"method {config.method.name} leaves nothing to train on {config.model.id}."
-        )
+        raise ConfigError(f"method {method_name} leaves nothing to train on {given.id}.")
     return params, trainable
 
 
