@@ -47,8 +47,6 @@ GOAL_LOSS = 0.1
 """Of the share within one standard error. Choices go by regret, which fewer pools settle."""
 GOOD_PT = 1.0
 """Regret above full fidelity's that a choice may have, in percentage points of accuracy."""
-CLEARLY = 0.7
-"""Share of the halves on which pause-and-promote is cheaper, and overall no worse, to win."""
 
 FULL = "full fidelity"
 STOPPING = "stop-at-rungs"
@@ -336,15 +334,21 @@ def _notes(
             f"against {FULL}; goal ({GOAL_RATIO:g}x, {-100 * GOAL_LOSS:+g} at worst) "
             f"{'met' if met else 'missed'}."
         )
+    stopped, halves = by_name[STOPPING], 2 * SPLITS
     cheaper = sum(
         one.steps_ratio > other.steps_ratio
         for one, other in zip(scores[PROMOTING], scores[STOPPING], strict=True)
     )
-    halves = 2 * SPLITS
-    wins = promoted.within_1se >= by_name[STOPPING].within_1se and cheaper >= CLEARLY * halves
+    wins = (
+        cheaper > halves / 2
+        and promoted.regret_pt <= stopped.regret_pt
+        and promoted.within_1se >= stopped.within_1se
+    )
     notes.append(
-        f"{PROMOTING} {'clearly wins' if wins else 'does not clearly win'} held out: cheaper than "
-        f"{STOPPING} on {cheaper} of {halves} halves, {promoted.within_1se:.1%} against "
-        f"{by_name[STOPPING].within_1se:.1%} within 1 SE."
+        f"{PROMOTING} {'wins' if wins else 'does not win in everything'} held out: cheaper than "
+        f"{STOPPING} on {cheaper} of {halves} halves ({promoted.steps_ratio:.2f}x against "
+        f"{stopped.steps_ratio:.2f}x), regret {promoted.regret_pt:.2f} against "
+        f"{stopped.regret_pt:.2f} points, within 1 SE {promoted.within_1se:.1%} against "
+        f"{stopped.within_1se:.1%}."
     )
     return notes

@@ -24,7 +24,7 @@ from distft.search.policy import (
 BUDGET = 1000
 HALF = Policy(rungs=(0.1, 0.5), keep=(0.5, 0.5))
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=25, deadline=None)
 
 # Whole numbers: means, shifts and doublings of them are exact, so ties stay ties.
 values = st.integers(-(10**6), 10**6).map(float)

@@ -135,7 +135,7 @@ def test_scores_by_hand() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replaying, "SPLITS", 2)
-    monkeypatch.setattr(replaying, "POOLS", 3)
+    monkeypatch.setattr(replaying, "POOLS", 2)
 
 
 @pytest.mark.usefixtures("quick")
