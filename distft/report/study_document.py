@@ -81,17 +81,27 @@ def lower_wins(study: Mapping[str, Any], objective: int = 0) -> bool:
 
 
 def best_first(content: Document) -> list[tuple[int, Trial]]:
-    """Return the search trials by value, the best one first; those without a value come last."""
-    sign = 1 if lower_wins(content["study"]) else -1
-    last = ("complete", "running", "pruned", "failed", "refused")
+    """Return the search trials, the best one first.
 
-    def rank(pair: tuple[int, Trial]) -> tuple[bool, float, int, int]:
+    Args:
+        content: The report's document.
+
+    Returns:
+        (position, trial): those that ran to their end by value; then the running ones and those
+        stopped early, the ones that got further first, as their values are of less training; then
+        the failed and the refused.
+    """
+    sign = 1 if lower_wins(content["study"]) else -1
+    states = ("complete", "running", "pruned", "failed", "refused")
+
+    def rank(pair: tuple[int, Trial]) -> tuple[float, ...]:
         trial = pair[1]
         value = trial["value"]
         return (
+            states.index(trial["state"]),
+            0 if trial["state"] == "complete" else -trial["samples"],
             value is None,
             0.0 if value is None else sign * value,
-            last.index(trial["state"]),
             trial["number"],
         )
 

@@ -99,7 +99,8 @@ def _left(snapshot: Snapshot, trials: list[TrialRecord]) -> int | None:
     """Return how many trials of the phase have not started, or None where that is open."""
     if snapshot.phase == "confirmation":
         tune = snapshot.record.config.get("tune") or {}
-        wanted = int(tune.get("confirm") or 0) * int(tune.get("confirm_seeds") or 0)
+        chosen = len(snapshot.record.candidates) or int(tune.get("confirm") or 0)
+        wanted = chosen * int(tune.get("confirm_seeds") or 0)
         return max(0, wanted - len(trials)) if wanted else None
     limits, spent = snapshot.record.limits, snapshot.record.spent
     bounds = []
@@ -235,10 +236,13 @@ def _rows(snapshot: Snapshot, most: int) -> tuple[list[TrialRecord], int]:
     trials = [trial for trial in snapshot.trials if trial.study == kind]
     greater = bool(snapshot.record.greater_is_better and snapshot.record.greater_is_better[0])
 
-    def rank(trial: TrialRecord) -> tuple[bool, bool, float, int]:
-        if trial.state == "running" or trial.value is None:
-            return trial.state != "running", trial.value is None, 0.0, trial.number
-        return True, False, -trial.value if greater else trial.value, trial.number
+    def rank(trial: TrialRecord) -> tuple[float, ...]:
+        value = trial.value if trial.value is not None else math.inf
+        if trial.state == "running":
+            return -1, trial.number
+        order = ("complete", "pruned", "failed", "refused").index(trial.state)
+        got = 0 if trial.state == "complete" else -trial.samples
+        return order, got, -value if greater else value, trial.number
 
     return sorted(trials, key=rank)[:most], max(0, len(trials) - most)
 

@@ -45,7 +45,7 @@ def budget(content: Document) -> Section:
         [words(name), cell(content, f"/study/limits/{key}", show),
          cell(content, f"/study/spent/{key}", show), _used(study, key)]
         for key, (name, show) in LIMITS.items()
-        if key in study["limits"] or key in study["spent"]
+        if key in study["limits"] or study["spent"].get(key)
     ]  # fmt: skip
     note = f"What ended the search: {study['ended_by']}." if study["ended_by"] else ""
     if study["ended_by"] in LIMITS:

@@ -66,8 +66,13 @@ def strip(content: Document) -> list[tuple[str, Cell]]:
 
 def winners(content: Document) -> Section:
     """Return the short answer: the candidates that were confirmed, and the best of each method."""
+    study = content["study"]
+    notes = []
+    if study["recommended"] is not None and not study["candidates"]:
+        why = study["tolerance_from"] or "not asked for"
+        notes.append(f"Not confirmed with further seeds: {why}.")
     tables = [*_candidates(content), *_best_per_method(content)]
-    return Section("winners", "What is worth it", tables)
+    return Section("winners", "What is worth it", tables, notes=notes)
 
 
 def in_short(content: Document) -> Table:
@@ -117,7 +122,7 @@ def _candidates(content: Document) -> Iterator[Table]:
 def _rule(content: Document) -> str:
     study = content["study"]
     if study["tolerance"] is None:
-        return "No tolerance was set: the candidate with the best mean is recommended."
+        return "Spread is the standard deviation over the seeds; planned is the memory of a worker."
     came = study["tolerance_from"].rstrip(".")
     return (
         f"Recommended is the cheapest one (planned memory first, then trained parameters) whose "
@@ -129,6 +134,8 @@ def _rule(content: Document) -> str:
 
 
 def _verdict(study: dict[str, Any], one: dict[str, Any]) -> Cell:
+    if one["mean"] is None and study["recommended"] is None and study["status"] == "running":
+        return Cell("being confirmed")
     if one["mean"] is None:
         return Cell("no seed finished", tone="bad")
     if one["trial"] == study["recommended"]:
@@ -165,7 +172,7 @@ def _best_per_method(content: Document) -> Iterator[Table]:
     rows, marked = [], -1
     for method in dict.fromkeys(methods):
         own = [(i, trial) for i, trial in ranked if trial["method"] == method]
-        found = next(((i, t) for i, t in own if t["value"] is not None), None)
+        found = next(((i, t) for i, t in own if t["value"] is not None and _counts(t)), None)
         count = Cell(str(len(own)), len(own))
         if found is None:
             rows.append([words(method), count, *[Cell(NOTHING)] * 9])
@@ -188,6 +195,10 @@ def _best_per_method(content: Document) -> Iterator[Table]:
     head = ["method", "trials", "best", "with", told.goal(content), "samples"]
     head += ["trained", "planned", "measured", "saved", "time"]
     yield Table("Best of each method in the search", head, rows, kind="board", marked=marked)
+
+
+def _counts(trial: told.Trial) -> bool:
+    return trial["state"] not in ("failed", "refused")
 
 
 def leaderboard(content: Document) -> Section | None:
@@ -253,7 +264,8 @@ def leaderboard(content: Document) -> Section | None:
 def _how_to_read(study: dict[str, Any]) -> str:
     return (
         f"A trial's value is its best evaluation on the eval rows within "
-        f"{study['samples_per_trial']:,} samples; one stopped early had fewer. "
+        f"{study['samples_per_trial']:,} samples; one stopped early had "
+        "fewer and stands below those that ran to their end. "
         "Planned is the memory of one worker for weights, gradients and optimizer states, measured "
         "the peak of the largest worker, saved the size on disk."
     )

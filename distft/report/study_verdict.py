@@ -37,7 +37,8 @@ def _state(content: Document) -> Iterator[str]:
     finished = sum(trial["state"] in ("complete", "pruned") for trial in trials)
     of = f" of {study['limits']['trials']:,.0f}" if study["limits"].get("trials") else ""
     after = f"after {finished}{of} trials" if finished else "before a trial had finished"
-    if study["status"] == "running" and any(told.of_study(content, "confirm")):
+    confirming = study["candidates"] or any(told.of_study(content, "confirm"))
+    if study["status"] == "running" and confirming:
         if study["recommended"] is None:
             yield "The search has ended; its best configurations are being confirmed."
     elif study["status"] == "running" and study["recommended"] is None:

@@ -98,6 +98,8 @@ def _compared(verdict: Metrics) -> str:
     over = verdict["over_majority"]
     if over is None:
         return text
+    if not over:
+        return f"{text}, the same as always answering the most frequent class"
     side = "above" if over >= 0 else "below"
     good = (over >= 0) != lower_is_better(metric)
     return (

@@ -73,6 +73,12 @@ def test_a_model_below_the_majority_is_not_praised(done: Path) -> None:
     write_json(done / "eval.json", evaluations)
     _, _, document = report(done)
     assert ", but 0.0600 below always answering" in document["verdict"]["sentence"]
+    evaluations["test"]["tuned"].update(eval_accuracy=0.47)
+    write_json(done / "eval.json", evaluations)
+    _, _, document = report(done)
+    assert document["verdict"]["sentence"].endswith(
+        "to 0.4700, the same as always answering the most frequent class."
+    )
 
 
 def test_every_number_of_the_page_is_the_number_of_the_json(done: Path) -> None:

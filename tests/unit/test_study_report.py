@@ -15,6 +15,7 @@ from distft.records import StudyRecord, TrialRecord, read_study
 from distft.report import study
 from distft.report.show import look_up, number, percent, size
 from distft.report.study_marks import in_view
+from distft.search.choose import ranked
 
 TESTS = Path(__file__).parents[1]
 STUDIES = runpy.run_path(str(TESTS / "report_studies.py"))
@@ -155,10 +156,10 @@ def test_the_leaderboard_is_best_first_and_complete(done: Path) -> None:
     _, markdown, _ = report(done)
     _, trials = read_study(done)
     searched = [trial for trial in trials if trial.study == "search"]
-    ranked = sorted((t for t in searched if t.value is not None), key=lambda t: t.value or 0)
+    best = [trial.number for trial in ranked(searched, greater_is_better=False)]
     head, *rows = rows_of(markdown, "All 16 trials of the search")
-    assert [int(row[0]) for row in rows][:-1] == [trial.number for trial in ranked]
-    assert rows[-1][head.index("state")] == "refused"
+    assert [int(row[0]) for row in rows if int(row[0]) in best] == best
+    assert [row[head.index("state")] for row in rows[-2:]] == ["failed", "refused"]
     record, _ = read_study(done)
     means = {one.trial: one for one in record.candidates}
     for row in rows:
@@ -179,8 +180,12 @@ def test_better_is_greater_where_the_study_says_so(tmp_path: Path) -> None:
     write_study(tmp_path / "greater", **MOMENTS["greater"])
     page, markdown, _ = report(tmp_path / "greater")
     head, *rows = rows_of(markdown, "All 16 trials of the search")
-    values = [float(row[head.index("accuracy")]) for row in rows[:-1]]
-    assert values == sorted(values, reverse=True)
+    _, trials = read_study(tmp_path / "greater")
+    best = ranked([t for t in trials if t.study == "search"], greater_is_better=True)
+    numbers = [trial.number for trial in best]
+    assert [int(row[0]) for row in rows if int(row[0]) in numbers] == numbers
+    whole = [float(row[head.index("accuracy")]) for row in rows[:3]]
+    assert whole == sorted(whole, reverse=True)
     assert "Highest: " in page.text
 
 
@@ -204,6 +209,30 @@ def test_what_was_confirmed_stands_with_seeds_and_the_rule(done: Path) -> None:
     assert record.tolerance_from in page.text
     _, *seeds = rows_of(markdown, "Each confirmation")
     assert [row[0] for row in seeds] == [str(t.seed) for t in trials if t.study == "confirm"]
+
+
+def test_confirmations_that_have_not_ended_are_not_called_failed(done: Path) -> None:
+    record, trials = read_study(done)
+    unknown = {"seeds": [], "values": [], "mean": None, "spread": None, "within_tolerance": False}
+    waiting = [{**one.model_dump(), **unknown} for one in record.candidates]
+    searched = [trial for trial in trials if trial.study == "search"]
+    unknown_yet = {"recommended": None, "winner": None, "tolerance": None, "tolerance_from": ""}
+    edit(done, searched, candidates=waiting, status="running", **unknown_yet)
+    page, markdown, document = report(done)
+    head, *rows = rows_of(markdown, "Confirmed with further seeds")
+    assert [row[head.index("verdict")] for row in rows] == ["being confirmed"] * 2
+    assert "best configurations are being confirmed" in document["verdict"]["sentence"]
+    assert "tolerance" not in page.text.split("The search in figures")[0]
+    edit(done, status="failed")
+    head, *rows = rows_of(report(done)[1], "Confirmed with further seeds")
+    assert [row[head.index("verdict")] for row in rows] == ["no seed finished"] * 2
+
+
+def test_a_recommendation_without_confirmation_says_so(done: Path) -> None:
+    edit(done, candidates=[], tolerance=None, tolerance_from="nothing to compare")
+    page, _, document = report(done)
+    assert "Not confirmed with further seeds: nothing to compare." in page.text
+    assert "The best loss is that of trial 12 (full, " in document["verdict"]["price"]
 
 
 def test_what_did_not_go_its_way_stands_with_its_reason(done: Path) -> None:
