@@ -105,11 +105,12 @@ def decide(
         The decision, or None between rungs. Where one report jumps over several rungs, it counts at
         the newest of them. A value that is not finite is never kept.
     """
-    places = range(len(policy.rungs))
-    here = [rung for rung in places if reached(policy, budget_samples, curve, rung) == len(curve)]
-    if not here:
+    rung, before = (
+        bisect_right(policy.rungs, samples / budget_samples + _ROUNDING) - 1
+        for samples in (curve[-1][0], curve[-2][0] if curve[1:] else 0)
+    )
+    if rung == before:
         return None
-    (rung,) = here
     window_samples = policy.smooth * budget_samples
     value = smoothed(curve, window_samples)
     rivals = []
