@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from optuna.storages import BaseStorage
@@ -210,6 +211,11 @@ class Search:
         self._published = time.monotonic()
         return record
 
+    @cached_property
+    def _importances(self) -> dict[str, dict[str, float]]:
+        # Once, when the search is over: it takes as long as a short trial's evaluation.
+        return importances(self._desk.records(), self._goals[0].greater_is_better)
+
     def _record(self) -> StudyRecord:
         setting, records = self._setting, self._desk.records()
         best = ranked(records, self._goals[0].greater_is_better)
@@ -239,9 +245,7 @@ class Search:
             tolerance=tolerance,
             tolerance_from=said,
             recommended=number,
-            importances=importances(records, self._goals[0].greater_is_better)
-            if self._ended_by
-            else {},
+            importances=self._importances if self._ended_by else {},
             versions=dict(setting.versions),
             started=self._began,
             duration_s=self._wall_s(),
