@@ -246,8 +246,8 @@ def commands(content: Document, study_dir: Path) -> list[tuple[str, str]]:
     shown = [("Look at every trial in a browser", _dashboard(study, study_dir))]
     if study["status"] != "completed":
         return [("Go on where it stopped", f"distft tune {config}"), *shown]
-    again = shlex.quote(f"{study['name'][:57]}-again")
     if study["winner"] and content["run"]:
+        again = shlex.quote(f"{study['name'][:57]}-again")
         winner = shlex.quote(str(study_dir / study["winner"]))
         best = shlex.quote(str(study_dir / "best.yaml"))
         exported = shlex.quote(f"exported/{study['name']}")
@@ -259,7 +259,8 @@ def commands(content: Document, study_dir: Path) -> list[tuple[str, str]]:
             ("Train the winner again", f"distft train {best} name={again}"),
             *shown,
         ]  # fmt: skip
-    return [*shown, ("Search again under another name", f"distft tune {config} name={again}")]
+    more = int(2 * study["limits"].get("trials", study["spent"].get("trials", 1)))
+    return [*shown, ("Search on with more trials", f"distft tune {config} tune.num_trials={more}")]
 
 
 def _dashboard(study: Mapping[str, Any], study_dir: Path) -> str:

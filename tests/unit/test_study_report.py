@@ -328,7 +328,7 @@ def test_the_commands_reproduce_the_winner_and_survive_a_shell(tmp_path: Path) -
     assert f"distft predict '{folder}/winner' IN.jsonl OUT.jsonl" in markdown
     assert f"optuna-dashboard '{folder}/study.journal'" in markdown
     (folder / "config.yaml").write_text("model: x\n", encoding="utf-8")
-    assert f"distft tune '{folder}/config.yaml'" in report(folder)[1]
+    assert f"distft tune '{folder}/config.yaml' tune.num_trials=32" in report(folder)[1]
 
 
 def test_the_winners_report_is_linked_where_it_is(done: Path) -> None:
