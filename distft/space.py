@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,9 +73,10 @@ def parse_values(path: str, value: Any) -> Values:
             f"{path}: a range is {{low: NUMBER, high: NUMBER, log: true or false}}; got "
             f"{dict(value)!r}"
         )
-    if low >= high or (log and low <= 0):
+    if not -math.inf < low < high < math.inf or (log and low <= 0):
         raise ValueError(
-            f"{path}: low must be below high, and above 0 with log; got low {low:g}, high {high:g}"
+            f"{path}: low must be below high, both finite, and low above 0 with log; got low "
+            f"{low:g}, high {high:g}"
         )
     return Range(low, high, log)
 
@@ -91,10 +93,12 @@ def parse_limit(text: str) -> Limit:
     Raises:
         ValueError: It does not read so.
     """
-    match = re.fullmatch(r"\s*(\w+)\s*<=\s*([0-9.]+(?:[eE][0-9]+)?)\s*(\w*)\s*", text)
-    if match is None or match[1] not in LIMITED or match[3] not in _UNITS:
+    number = r"([0-9]+(?:\.[0-9]+)?(?:[eE][0-9]+)?)"
+    match = re.fullmatch(rf"\s*(\w+)\s*<=\s*{number}\s*(\w*)\s*", text)
+    known = match is not None and match[1] in LIMITED and match[3] in _UNITS
+    if match is None or not known or float(match[2]) == 0:
         raise ValueError(
-            f"a constraint is NAME <= NUMBER, such as 'trainable_params <= 10M' or 'peak_memory "
-            f"<= 24GB'; NAME is one of {', '.join(LIMITED)}; got {text!r}"
+            f"a constraint is NAME <= NUMBER above 0, such as 'trainable_params <= 10M' or "
+            f"'peak_memory <= 24GB'; NAME is one of {', '.join(LIMITED)}; got {text!r}"
         )
     return Limit(match[1], float(match[2]) * _UNITS[match[3]], text.strip())

@@ -296,4 +296,5 @@ def effective(config: RunConfig, sample: Sample, *, name: str, **train: Any) -> 
         same = config.method.name == sample[METHOD]
         plain["train"]["learning_rate"] = config.train.learning_rate if same else None
     plain["train"].update(train)
-    return parse(plain)
+    # The config itself has been read before, so only a sampled value can be wrong.
+    return parse(plain, lambda key: "tune.space")
