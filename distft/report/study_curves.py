@@ -109,6 +109,8 @@ def _legend(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
             yield trace.update(legendgroup=plain(method))
     if any(trial["state"] == "pruned" for trial, _, _ in drawn):
         yield key("stopped early", {}, {"color": GREY, "width": 2, "dash": "dot"})
+    if content["study"]["policy"].get("rungs"):
+        yield key("rung", {}, {"color": GREY, "width": 1, "dash": "dash"})
 
 
 def _ends(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
@@ -146,7 +148,7 @@ def _rungs(content: Document) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     ]  # fmt: skip
     notes = [
         {"x": x, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top", "xshift": 1,
-         "text": f"rung {i}", "showarrow": False, "font": {"size": 11}}
+         "text": str(i), "showarrow": False, "font": {"size": 11}}
         for i, x in enumerate(places, start=1)
     ]  # fmt: skip
     return shapes, notes
