@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 quickstart: setup
-	$(call timed,quickstart,$(BIN)/distft train configs/quickstart.yaml)
+	$(call timed,quickstart,$(BIN)/distft tune configs/quickstart.yaml)
 
 quickstart-sft: setup
 	$(call timed,quickstart-sft,$(BIN)/distft train configs/quickstart-sft.yaml)

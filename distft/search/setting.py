@@ -62,7 +62,7 @@ def policy_of(config: RunConfig, budget_samples: int) -> Policy | None:
             unless the user asked for them.
 
     Returns:
-        The policy. The loss of all eval rows needs no smoothing.
+        The policy.
 
     Raises:
         ConfigError: `tune.policy` does not read.
@@ -71,10 +71,10 @@ def policy_of(config: RunConfig, budget_samples: int) -> Policy | None:
     if given.name == "none" or len(goals(config)) > 1:
         return None
     if given.rungs is None:
-        policy = replace(DEFAULT, keep=tuple(given.keep or DEFAULT.keep), smooth=0)
+        policy = replace(DEFAULT, keep=tuple(given.keep or DEFAULT.keep))
         return for_budget(policy, budget_samples)
     rungs = tuple(given.rungs)
-    return Policy(rungs=rungs, keep=tuple(given.keep or (1 / 3,) * len(rungs)))
+    return Policy(rungs=rungs, keep=tuple(given.keep or DEFAULT.keep[:1] * len(rungs)))
 
 
 def limits(config: RunConfig) -> list[Limit]:
