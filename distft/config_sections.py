@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
 
 from distft import plugin, space
 
@@ -250,6 +251,11 @@ class TuneConfig(Section):
     standard error of the difference, pooled over those confirmed."""
     storage: str | None = None
     """Optuna storage URL; default: the file study.journal in the study's directory."""
+
+    @field_serializer("storage")
+    def _without_password(self, url: str | None) -> str | None:
+        # What is dumped ends in records and reports; a password must not.
+        return url and re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
     @field_validator("methods")
     @classmethod

@@ -157,6 +157,7 @@ def _tune(
         setting = _setting(config, folder, data_key, first, console)
         storage = open_storage(folder, config.tune.storage)
         search = Search(storage, setting, build_space(config), config_hash)
+        write_text(folder / "config.yaml", _config_yaml(config))
         search.publish()
         _search(search, folder, console, plain)
         winner = search.winner()
@@ -220,6 +221,12 @@ def _search(search: Search, folder: Path, console: Console, plain: bool) -> None
         search.publish()
         stop.set()
         thread.join()
+
+
+def _config_yaml(config: RunConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(config.dump(), sort_keys=False, allow_unicode=True)
 
 
 def _best_yaml(winner: RunConfig, search: Search) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,10 +44,6 @@ def read(study_dir: Path) -> Document:
             "run": run.model_dump() if run else None,
         }
     )
-    tune = content["study"]["config"].get("tune")
-    if isinstance(tune, dict) and tune.get("storage"):
-        # The address of a database may hold a password.
-        tune["storage"] = re.sub(r"//[^/@]*@", "//***@", str(tune["storage"]))
     return content
 
 

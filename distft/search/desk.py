@@ -288,7 +288,7 @@ class Desk:
         run.status = "completed"
         planned, built = run.model.trainable_params, result["trainable_params"]
         # A head that the model's files lack is drawn anew and trained; no plan can see that.
-        said = "" if built == planned else f"the plan says {planned} trained parameters, not {built}"
+        said = "" if built == planned else f"the plan says {planned} trained parameters"
         run.model = run.model.model_copy(update={"trainable_params": built})
         record = self._update(record, run=run, duration_s=duration_s)
         self._close(record, "complete", said)
@@ -307,31 +307,22 @@ class Desk:
                 record = self._update(record, run=record.run.model_copy(update=changed))
             self._close(record, "failed", str(error["message"]))
 
-    def lose(self, number: int, reason: str) -> None:
+    def lose(self, number: int, reason: str, attempts: int = 1) -> None:
         """Start a trial again whose process was lost, or close it when that was the last attempt.
 
         Args:
             number: Of the trial.
             reason: What became of the process.
+            attempts: 0 where the trial had not begun there.
         """
         record = self._records[number]
         if record.state != "running":
             return
-        if record.attempts >= ATTEMPTS:
-            lost = SearchError(f"its process was lost {ATTEMPTS} times: {reason}")
-            self.fail(number, lost.as_dict())
+        if record.attempts + attempts > ATTEMPTS:
+            self.fail(number, SearchError(f"process lost {ATTEMPTS} times: {reason}").as_dict())
             return
         self._out.discard(number)
-        self._update(record, attempts=record.attempts + 1)
-        self._again.append(number)
-
-    def postpone(self, number: int) -> None:
-        """Start a trial again that had not begun: the process it was given did not take it.
-
-        Args:
-            number: Of the trial.
-        """
-        self._out.discard(number)
+        self._update(record, attempts=record.attempts + attempts)
         self._again.append(number)
 
     def _close(

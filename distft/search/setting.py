@@ -13,7 +13,7 @@ from distft.capacity import Capacity
 from distft.config import RunConfig
 from distft.data.manifest import Manifest
 from distft.data.stats import DataStats
-from distft.errors import PlanError
+from distft.errors import ConfigError, PlanError
 from distft.plan import Plan, batch_sizes, make_plan
 from distft.search.policy import DEFAULT, Policy, for_budget
 from distft.space import Limit, parse_limit
@@ -37,7 +37,10 @@ def goals(config: RunConfig) -> list[Goal]:
         config: With its task resolved.
 
     Returns:
-        The task's plain loss where the user names none.
+        The task's plain loss where the user names none. Costs come last: they decide nothing.
+
+    Raises:
+        ConfigError: All of them are costs.
     """
     given = config.tune.objective
     task = plugin.tasks()[config.task.name]
@@ -50,7 +53,13 @@ def goals(config: RunConfig) -> list[Goal]:
             continue
         metric = name if name.startswith("eval_") else f"eval_{name}"
         found.append(Goal(metric, not metric.endswith(("loss", "perplexity"))))
-    return found
+    if all(goal.metric in COSTS for goal in found):
+        raise ConfigError(
+            f"tune.objective: {', '.join(g.metric for g in found)} are costs; one objective must "
+            "be measured on the eval rows.",
+            "Add one, such as eval_loss.",
+        )
+    return sorted(found, key=lambda goal: goal.metric in COSTS)
 
 
 def policy_of(config: RunConfig, budget_samples: int) -> Policy | None:

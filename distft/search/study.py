@@ -13,7 +13,7 @@ import logging
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -143,7 +143,7 @@ class Study:
     def __init__(self, storage: BaseStorage, name: str, settings: Settings) -> None:
         self._settings = settings
         self._several = len(settings.greater_is_better) > 1
-        sign = -1.0 if settings.greater_is_better[0] else 1.0
+        self._sign = sign = -1.0 if settings.greater_is_better[0] else 1.0
         self._rungs = (
             None
             if settings.policy is None
@@ -249,7 +249,9 @@ class Study:
         if self._rungs is None:
             return None
         trial.should_prune()
-        return self._rungs.last
+        decision = self._rungs.last
+        # The policy counts down; a reader sees the value as it was measured.
+        return decision and replace(decision, value=self._sign * decision.value)
 
     def copy_reports(self, source: int, number: int) -> None:
         """Give a running trial the values that another one has reported.
