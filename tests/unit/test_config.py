@@ -253,3 +253,10 @@ def test_parse_takes_plain_data_without_a_file() -> None:
 )
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load(path).name == path.stem
+
+
+def test_no_password_of_a_storage_is_dumped(tmp_path: Path) -> None:
+    url = "postgresql://me:secret@host/db"
+    config = load(write(tmp_path, f"{BASE}tune: {{storage: '{url}'}}\n"))
+    assert config.tune.storage == url
+    assert config.dump()["tune"]["storage"] == "postgresql://me:***@host/db"

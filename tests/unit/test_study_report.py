@@ -339,14 +339,6 @@ def test_the_winners_report_is_linked_where_it_is(done: Path) -> None:
     assert [a["href"] for tag, a in page.tags if tag == "a"] == ["winner/report.html"]
 
 
-def test_no_password_of_a_database_reaches_the_report(done: Path) -> None:
-    record, _ = read_study(done)
-    config = {**record.config, "tune": {"storage": "postgresql://me:secret@host/db"}}
-    edit(done, config=config)
-    for path in study.build(done).values():
-        assert "secret" not in Path(path).read_text(encoding="utf-8")
-
-
 def test_hostile_text_is_only_text(done: Path) -> None:
     record, trials = read_study(done)
     hostile = [
