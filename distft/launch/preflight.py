@@ -18,7 +18,7 @@ from distft.launch.session import DATA_CPUS
 from distft.plan import Plan
 
 STATE_API_S = 5
-STACK = ("ray", "torch", "transformers", "peft", "deepspeed", "pyarrow")
+STACK = ("ray", "torch", "transformers", "peft", "deepspeed", "optuna", "pyarrow")
 
 
 def versions() -> dict[str, str]:

@@ -140,7 +140,11 @@ def _verdict(study: dict[str, Any], one: dict[str, Any]) -> Cell:
         return Cell("no seed finished", tone="bad")
     if one["trial"] == study["recommended"]:
         return Cell("recommended", tone="good")
-    return Cell("near, but dearer") if one["within_tolerance"] else Cell("not near enough")
+    if not one["within_tolerance"]:
+        return Cell("not near enough")
+    chosen = [each for each in study["candidates"] if each["trial"] == study["recommended"]]
+    dearer = bool(chosen) and one["cost"] > chosen[0]["cost"]
+    return Cell("near, but dearer" if dearer else "near, as dear, not better")
 
 
 def _position(candidates: Sequence[dict[str, Any]], trial: int | None) -> int:
