@@ -99,20 +99,19 @@ def _trainer(
     )
 
 
-def loss_of_process(error: BaseException) -> tuple[str, str]:
+def loss_of_process(error: BaseException) -> tuple[str, BaseException]:
     """Return what became of a process whose Ray actor failed.
 
     Args:
         error: As Ray raised it.
 
     Returns:
-        (`memory`: ended for lack of memory; `lost`: died; `raised`: neither, the reason).
+        (`memory`: ended for lack of memory; `lost`: died; `raised`: neither, what was raised).
     """
     cause = getattr(error, "cause", None) or error
-    reason = f"{type(cause).__name__}: {_first_line(cause)}"
     if isinstance(cause, OutOfMemoryError):
-        return "memory", reason
-    return "lost" if isinstance(cause, RayActorError) else "raised", reason
+        return "memory", cause
+    return "lost" if isinstance(cause, RayActorError) else "raised", cause
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -9,12 +9,15 @@ from typing import Any
 from ray import tune
 
 from distft.config_sections import ClusterConfig
-from distft.errors import DistftError, SearchError
 from distft.launch.nested import NestedTrial
 from distft.launch.worker import log_to
 from distft.records import read_evaluations
 from distft.train.job import Order
 from distft.train.warm import WarmProcess
+
+
+class NotCleanError(Exception):
+    """A process that must not be used again was given a trial."""
 
 
 class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
@@ -25,42 +28,43 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin the first trial.
+        """Take the first trial, which begins with its first step.
 
         Args:
             config: `order` and `cluster`, as plain data.
         """
         self._warm = WarmProcess()
+        self._running: WarmProcess | NestedTrial = self._warm
         self._clean = True
-        self._begin(config)
+        self._given: dict[str, Any] | None = config
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._order = Order.model_validate(config["order"])
         log_to(self._order.run_dir / "logs" / "trial.log")
-        self._running: WarmProcess | NestedTrial = self._warm
+        self._running = self._warm
         if self._order.plan.engine != "torch":
             self._running = NestedTrial(ClusterConfig.model_validate(config["cluster"]))
-        self._started = False
+        self._running.start(self._order)
 
     def step(self) -> dict[str, Any]:
         """Train on to the next evaluation.
 
         Returns:
-            `report`, the evaluation; at the end `result`, what eval.json holds, and `done`; where
-            the trial failed `failed`, its reason, and `done`. As JSON: Tune would flatten them.
-            `elapsed_s`: seconds this step took.
+            `report`, the evaluation; at the end `result`, what eval.json holds, and `done`. As
+            JSON: Tune would flatten them. `elapsed_s`: seconds this step took.
+
+        Raises:
+            Exception: What the trial raised; Tune ends a process that raised.
         """
         began = time.monotonic()
         try:
-            if not self._started:
-                self._started = True
-                self._running.start(self._order)
+            if self._given is not None:
+                given, self._given = self._given, None
+                self._begin(given)
             report = self._running.pull()
-        except Exception as error:  # noqa: BLE001 - the study goes on; the trial says why it failed
-            # What the failure left in this process is not known, so it is not used again.
-            self._clean = False
+        except Exception:
             self._running.release()
-            return {"failed": json.dumps(_reason(error)), "done": True}
+            raise
         elapsed_s = time.monotonic() - began
         if report is not None:
             return {"report": json.dumps(report), "elapsed_s": elapsed_s}
@@ -79,22 +83,19 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             new_config: As for `setup`.
 
         Returns:
-            False when this process must not be used again; the trial is then started in another.
+            True: it did.
+
+        Raises:
+            NotCleanError: An earlier trial left too much; the trial is to be started in another
+                process.
         """
         self.release()
-        if self._clean:
-            self._begin(new_config)
-        return self._clean
+        if not self._clean:
+            # False would be the answer, but Tune tells nobody of it.
+            raise NotCleanError
+        self._given = new_config
+        return True
 
     def cleanup(self) -> None:
         """Free everything."""
         self._running.release()
-
-
-def _reason(error: Exception) -> dict[str, Any]:
-    if isinstance(error, DistftError):
-        return error.as_dict()
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text:
-        text = f"out of memory: {text}"
-    return SearchError(text).as_dict()

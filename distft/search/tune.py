@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
+import re
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distft.errors import SearchError
+from distft.errors import DistftError, SearchError
 from distft.launch.trainer import loss_of_process
 from distft.search.desk import Desk, Launch
 from distft.search.setting import Setting
-from distft.search.trainable import TrialProcess
+from distft.search.trainable import NotCleanError, TrialProcess
 
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -30,6 +33,9 @@ _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+
+_NO_MEMORY = re.compile("out of memory|can't allocate")
+"""What torch says on a graphics card and on a CPU."""
 
 
 def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> None:
@@ -119,11 +125,7 @@ class _Hands(Searcher):  # type: ignore[misc]  # Ray ships no types
     ) -> None:
         """Close a trial that ended by itself; stopped and lost ones are the scheduler's."""
         number = self._numbers[trial_id]
-        if result is None:
-            return
-        if "failed" in result:
-            self._desk.fail(number, json.loads(result["failed"]))
-        elif "result" in result:
+        if result is not None and "result" in result:
             self._desk.end(number, json.loads(result["result"]), result["elapsed_s"])
 
     def save(self, checkpoint_path: str) -> None:
@@ -157,14 +159,19 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         return str(TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Tell the desk that a trial's process was lost."""
-        number, error = trial.config["number"], trial.get_pickled_error() or trial.get_error()
-        what, reason = loss_of_process(error)
-        if what == "memory":
-            self._desk.fail(number, SearchError(f"out of memory: {reason}").as_dict())
-        elif what == "lost" or "reset_config" in reason:
+        """Tell the desk what a trial raised, or that its process was lost."""
+        number = trial.config["number"]
+        what, error = loss_of_process(_error_of(trial))
+        reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        if isinstance(error, NotCleanError):
+            self._desk.lose(number, reason, attempts=0)
+        elif what == "lost":
             self._desk.lose(number, reason)
+        elif isinstance(error, DistftError):
+            self._desk.fail(number, error.as_dict())
         else:
+            if what == "memory" or isinstance(error, MemoryError) or _NO_MEMORY.search(reason):
+                reason = f"out of memory: {reason}"
             self._desk.fail(number, SearchError(reason).as_dict())
 
     def __deepcopy__(self, memo: object) -> _Decisions:
@@ -172,3 +179,11 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+
+def _error_of(trial: Any) -> BaseException:
+    """Return what ended a trial, read here: Tune's own readers look where it comes later."""
+    if trial.pickled_error_file is None:
+        return SearchError(Path(trial.error_file).read_text(encoding="utf-8"))
+    error: BaseException = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    return error

@@ -208,6 +208,7 @@ def test_trials_that_fail_say_why_and_the_study_goes_on(
         tune__methods=["full"],
         tune__space=space,
         tune__sampler="grid",
+        tune__policy={"name": "none"},
         tune__num_trials=2,
     )
     folder = tmp_path / "runs" / "study"
@@ -275,6 +276,7 @@ def test_a_trial_that_runs_out_of_memory_fails_and_the_next_gets_another_process
         tune__num_trials=3,
         tune__methods=["full"],
         tune__sampler="grid",
+        tune__policy={"name": "none"},
         tune__space={"train.learning_rate": [1e-5, 2e-5, 3e-5]},
     )
     folder = tmp_path / "runs" / "study"
