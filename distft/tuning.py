@@ -23,6 +23,7 @@ from distft.records import (
 )
 
 if TYPE_CHECKING:
+    from distft.capacity import Capacity
     from distft.search.phases import Search
     from distft.search.setting import Setting
 
@@ -60,7 +61,10 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
         if held.status == "completed" and held.config["tune"] == config.dump()["tune"]:
             _close(folder, console)
             return held
-    first = None if config.cluster.address else _first_look(config, folder, data_key)
+    first = None
+    if not config.cluster.address:
+        first = _first_look(config, folder, data_key, _capacity(config))
+        first = _with_concurrency(first, _workers(first)[0], first.capacity.cpus)
     with run_dir.claimed(folder, fresh=fresh), _recorded(folder):
         record = _tune(config, config_hash, data_key, first, console, plain)
     _close(folder, console)
@@ -76,15 +80,25 @@ def _check_same(held: StudyRecord, config_hash: str, folder: Path) -> None:
         )
 
 
-def _first_look(config: RunConfig, folder: Path, data_key: str) -> Setting:
-    """Return the setting as a sample of the data shows it: refusals come before anything starts."""
+def _capacity(config: RunConfig) -> Capacity:
+    """Return what `cluster.shape`, the connected cluster or this machine offers."""
     from distft.capacity import local_capacity, shape_capacity
+
+    if config.cluster.shape is not None:
+        return shape_capacity(config.cluster.shape)
+    if not config.cluster.address:
+        return local_capacity()
+    from distft.launch import session
+
+    return session.capacity(config.cluster)
+
+
+def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capacity) -> Setting:
+    """Return the setting as a sample of the data shows it: refusals come before anything starts."""
     from distft.data.stats import sample_stats
     from distft.search.setting import Setting
 
-    shape = config.cluster.shape
-    capacity = local_capacity() if shape is None else shape_capacity(shape)
-    setting = Setting(
+    return Setting(
         config=config,
         folder=folder,
         data_key=data_key,
@@ -95,16 +109,10 @@ def _first_look(config: RunConfig, folder: Path, data_key: str) -> Setting:
         concurrent=1,
         versions={},
     )
-    workers, _ = _workers(setting)
-    return _with_concurrency(setting, workers, capacity.cpus)
 
 
 def _workers(setting: Setting) -> tuple[int, bool]:
-    """Return the most workers a method's prior needs, and whether any needs Ray Train.
-
-    Raises:
-        PlanError: No method fits.
-    """
+    """Return the most workers a method's prior needs, and whether any needs Ray Train."""
     from distft.search.sample import build_space, effective, priors
     from distft.search.setting import plan_trial
 
@@ -170,37 +178,41 @@ def _tune(
 def _setting(
     config: RunConfig, folder: Path, data_key: str, first: Setting | None, console: Console
 ) -> Setting:
+    from dataclasses import replace
 
-    from distft.capacity import shape_capacity
     from distft.data.stats import stats_of
-    from distft.launch import preflight, session
-    from distft.search.setting import Setting
+    from distft.launch import preflight
 
+    # What a cluster at an address cannot do is said before the data are prepared there.
+    look = first or _first_look(config, folder, data_key, _capacity(config))
+    _check_room(look)
     root, manifest = training.prepared(config, console)
-    shape = config.cluster.shape
-    capacity = session.capacity(config.cluster) if shape is None else shape_capacity(shape)
-    setting = Setting(
-        config=config,
-        folder=folder,
-        data_key=data_key,
+    setting = replace(
+        look,
         data_root=root,
         manifest=manifest,
         stats=stats_of(manifest),
-        capacity=capacity,
-        concurrent=1 if first is None else first.concurrent,
         versions=preflight.versions(),
     )
+    workers, free = _check_room(setting)
+    return setting if first is not None else _with_concurrency(setting, workers, free)
+
+
+def _check_room(setting: Setting) -> tuple[int, float]:
+    """Return the workers of a trial and the CPUs free for them; refuse what the cluster cannot."""
+    from distft.launch import preflight
+
     workers, nested = _workers(setting)
     if nested:
         preflight.check_state_api()
-    free = preflight.free_cpus() - _DRIVER_CPUS
-    if free < workers * config.cluster.cpus_per_worker:
+    free, each = preflight.free_cpus() - _DRIVER_CPUS, setting.config.cluster.cpus_per_worker
+    if free < workers * each:
         raise ClusterError(
-            f"A trial needs {workers} worker(s) of {config.cluster.cpus_per_worker} CPU; the "
-            f"cluster has {max(0.0, free):g} free besides one for the driver.",
+            f"A trial needs {workers} worker(s) of {each} CPU; the cluster has {max(0.0, free):g} "
+            "free besides one for the driver.",
             "Lower tune.num_workers or cluster.cpus_per_worker, or wait for other jobs.",
         )
-    return setting if first is not None else _with_concurrency(setting, workers, free)
+    return workers, free
 
 
 def _search(search: Search, folder: Path, console: Console, plain: bool) -> None:
