@@ -27,7 +27,7 @@ EXAMPLES: Mapping[plugin.RowKind, tuple[str, dict[str, Any]]] = {
 }
 """Kind of rows -> a packaged model, and data settings that go with it."""
 
-SECTIONS = ("data", "train", "cluster")
+SECTIONS = ("data", "train", "cluster", "tune")
 
 
 def starter(task_name: str) -> str:
@@ -54,10 +54,12 @@ def starter(task_name: str) -> str:
         "data": data,
         "train": {"max_steps": 100, "global_batch_size": 16},
         "cluster": {"num_workers": 1},
+        "tune": {"num_trials": 8},
     }
     lines = [
         f"# Task {task.name}: {task.summary}.",
-        "# `distft plan FILE` shows what it would do, `distft train FILE` does it.",
+        "# `distft plan FILE` shows what it would do, `distft train FILE` does it,",
+        "# `distft tune FILE` searches method, rank and learning rate first.",
         "# A key after `#` shows its default; null means that `distft plan` derives it.",
         "",
         *_doc(fields["model"], ""),
@@ -103,5 +105,6 @@ def _plain(field: FieldInfo) -> str:
 
 
 def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1000)
+    plain = value.model_dump() if isinstance(value, BaseModel) else value
+    text = yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=1000)
     return text.removesuffix("\n").removesuffix("\n...")
