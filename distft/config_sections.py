@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from distft import plugin, space
 
@@ -274,6 +281,15 @@ class TuneConfig(Section):
         for path, value in given.items():
             space.parse_values(path, value)
         return given
+
+    @model_validator(mode="after")
+    def _refusals_teach(self) -> TuneConfig:
+        if self.sampler == "gp" and self.constraints:
+            raise ValueError(
+                "sampler gp does not learn from refused trials; allowed with constraints: tpe, "
+                "random, grid, nsga2"
+            )
+        return self
 
     @field_validator("constraints")
     @classmethod

@@ -23,7 +23,7 @@ Trial = Generator[dict[str, Any], None, dict[str, Any]]
 """Reports, then what eval.json holds."""
 
 
-class Lost(Exception):
+class LostError(Exception):
     """Raised by a trial whose process is gone."""
 
 
@@ -123,7 +123,7 @@ def _pull(desk: Desk, number: int, trial: Trial) -> bool:
         return desk.report(number, next(trial), 0.5)
     except StopIteration as end:
         desk.end(number, end.value, 0.25)
-    except Lost as error:
+    except LostError as error:
         desk.lose(number, str(error))
     except Exception as error:
         if isinstance(error, AssertionError):

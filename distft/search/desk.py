@@ -252,8 +252,6 @@ class Desk:
             "samples": point["samples"],
             "duration_s": record.duration_s + elapsed_s,
         }
-        # A trial that has done all its steps is not stopped any more: only its end is to come.
-        reason = self._source.over() if report["step"] < self._last_step[number] else ""
         if point["samples"]:
             best = max if goal.greater_is_better else min
             changes["value"] = best(p["value"] for p in curve if p["samples"])
@@ -267,7 +265,11 @@ class Desk:
                         f"stopped at rung {decision.rung + 1}: rank {decision.rank} of "
                         f"{decision.of}"
                     )
-        record = self._update(record, **changes, reason=reason)
+        record = self._records[number] = record.model_copy(update=changes)
+        # A trial that has done all its steps is not stopped any more: only its end is to come.
+        if report["step"] < self._last_step[number]:
+            reason = reason or self._source.over()
+        record = self._update(record, reason=reason)
         if reason:
             self._close(record, "pruned", reason)
         return bool(reason)

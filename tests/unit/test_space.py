@@ -99,6 +99,10 @@ def test_a_wrong_limit_shows_how_one_is_written(text: str) -> None:
         ({"space": {"train.learning_rate": {"low": 1}}}, r"tune\.space.*train\.learning_rate: a r"),
         ({"methods": ["loar"]}, r"tune\.methods.*unknown method 'loar'; did you mean lora"),
         ({"methods": []}, r"tune\.methods"),
+        (
+            {"sampler": "gp", "constraints": ["peak_memory <= 3GB"]},
+            r"tune: .*gp does not learn from refused trials; allowed .*: tpe",
+        ),
         ({"num_trials": 0}, r"tune\.num_trials"),
         ({"confirm_seeds": 1}, r"tune\.confirm_seeds"),
     ],
