@@ -83,7 +83,8 @@ def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a trial's own process reserves; workers it starts reserve their own."""
     plan, cluster = config["order"]["plan"], config["cluster"]
     if plan["engine"] != "torch":
-        return tune.PlacementGroupFactory([{"CPU": 0.0}])
+        # Tune takes no empty bundle.
+        return tune.PlacementGroupFactory([{"CPU": 0.001}])
     bundle = {"CPU": float(cluster["cpus_per_worker"])}
     if plan["device"] == "cuda":
         bundle["GPU"] = 1.0
