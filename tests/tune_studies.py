@@ -160,6 +160,9 @@ sys.stdin.read()
 @contextlib.contextmanager
 def living_cluster(cpus: int) -> Iterator[Cluster]:
     """A Ray with its dashboard, held by a process of its own, ended with the context."""
+    # Whoever connects would else need the token a new local Ray asks for.
+    before = os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(cpus)],
         stdin=subprocess.PIPE,
@@ -176,6 +179,9 @@ def living_cluster(cpus: int) -> Iterator[Cluster]:
         finally:
             holder.stdin.close()
             holder.wait(60)
+            os.environ.pop("RAY_AUTH_MODE")
+            if before is not None:
+                os.environ["RAY_AUTH_MODE"] = before
 
 
 def command(folder: Path, *words: str | Path, said: Any = None) -> subprocess.Popen[str]:
