@@ -103,10 +103,15 @@ def check_state_api() -> None:
     Raises:
         ClusterError: It does not; the text says how to start it.
     """
-    from ray.util.state import list_actors
+    from ray.util.state import list_nodes
 
+    # Its own node must be in the answer: without a dashboard Ray asks the default port, where that
+    # of another cluster may listen.
+    here = ray.get_runtime_context()
+    own = [("node_id", "=", here.get_node_id())]
     try:
-        list_actors(limit=1, timeout=STATE_API_S)
+        if not list_nodes(here.gcs_address, own, timeout=STATE_API_S):
+            raise ConnectionError("Another cluster answers.")
     except Exception as error:
         raise ClusterError(
             "Trials of several workers need Ray's State API, which does not answer: the "
