@@ -86,10 +86,9 @@ def assert_ledger_is_the_journal(study_dir: Path) -> None:
                 assert trial.params["method"] == line.method
 
 
-def temporary() -> set[Path]:
-    """What studies and runs keep in the temporary folder meanwhile."""
-    folder = Path(tempfile.gettempdir())
-    return {path for kind in ("tune", "ray") for path in folder.glob(f"distft-{kind}-*")}
+def temporary(folder: Path) -> list[Path]:
+    """What studies and runs keep in a temporary folder meanwhile."""
+    return [path for kind in ("tune", "ray") for path in folder.rglob(f"distft-{kind}-*")]
 
 
 def processes(root: psutil.Process, *names: str) -> dict[int, str]:
@@ -128,6 +127,7 @@ class Cluster(NamedTuple):
     address: str
     dashboard: str
     process: psutil.Process
+    temporary: Path
 
     def placement_groups(self, bundles: int | None = None) -> set[str]:
         """Ids of those that hold, or wait for, resources; of so many bundles."""
@@ -160,28 +160,41 @@ sys.stdin.read()
 @contextlib.contextmanager
 def living_cluster(cpus: int) -> Iterator[Cluster]:
     """A Ray with its dashboard, held by a process of its own, ended with the context."""
-    # Whoever connects would else need the token a new local Ray asks for.
-    before = os.environ.pop("RAY_AUTH_MODE", None)
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, str(cpus)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        info = next(json.loads(line) for line in holder.stdout if line.startswith("{"))
-        try:
+    with tempfile.TemporaryDirectory(prefix="distft-") as folder, _environment(folder):
+        holder = subprocess.Popen(
+            [sys.executable, "-c", _HOLD, str(cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        with holder:
+            assert holder.stdin is not None
+            assert holder.stdout is not None
+            info = next(json.loads(line) for line in holder.stdout if line.startswith("{"))
             dashboard = f"http://{info['webui_url']}"
-            yield Cluster(info["gcs_address"], dashboard, psutil.Process(holder.pid))
-        finally:
-            holder.stdin.close()
-            holder.wait(60)
-            os.environ.pop("RAY_AUTH_MODE")
-            if before is not None:
-                os.environ["RAY_AUTH_MODE"] = before
+            try:
+                process = psutil.Process(holder.pid)
+                yield Cluster(info["gcs_address"], dashboard, process, Path(folder))
+            finally:
+                holder.stdin.close()
+                holder.wait(60)
+
+
+@contextlib.contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """Set for the cluster and for who connects to it: a temporary folder of their own, and no
+    token, which a new local Ray asks for."""
+    wanted = {"TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
 
 
 def command(folder: Path, *words: str | Path, said: Any = None) -> subprocess.Popen[str]:

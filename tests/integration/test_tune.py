@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import runpy
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -66,7 +67,7 @@ class Done:
     folder: Path
     record: StudyRecord
     trials: list[TrialRecord]
-    temporary: set[Path]
+    temporary: Path
     cpus: float
     words: int
 
@@ -88,11 +89,13 @@ def done(ray_cluster: None, tiny_bert: Path, tmp_path_factory: pytest.TempPathFa
         },
         tune__policy={"rungs": [0.3], "keep": [0.99]},
     )
-    before, cpus = STUDIES["temporary"](), ray.available_resources()["CPU"]
-    record = api.tune(load(path), plain=True)
+    temporary, cpus = tmp_path_factory.mktemp("temporary"), ray.available_resources()["CPU"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        record = api.tune(load(path), plain=True)
     folder = load(path).run_dir.resolve()
     words = AutoConfig.from_pretrained(tiny_bert).vocab_size
-    return Done(folder, record, of(folder), before, cpus, words)
+    return Done(folder, record, of(folder), temporary, cpus, words)
 
 
 def test_sampled_is_effective_is_built(done: Done) -> None:
@@ -156,7 +159,7 @@ def test_nothing_is_left_on_a_cluster_that_goes_on(done: Done) -> None:
     print(f"gone {took_s:.1f} s after the study")
     groups = ray.util.placement_group_table().values()
     assert {group["state"] for group in groups} <= {"REMOVED"}
-    assert STUDIES["temporary"]() <= done.temporary
+    assert STUDIES["temporary"](done.temporary) == []
 
 
 def test_the_ledger_is_the_journal_and_the_winner_is_a_run(done: Done) -> None:

@@ -67,7 +67,7 @@ class Watch:
         return {pid for pid, log in logs.items() if log is not None and log.parent == folder}
 
 
-def nothing_is_left(cluster: Any, before: set[Path]) -> None:
+def nothing_is_left(cluster: Any) -> None:
     took_s = wait_until(lambda: not cluster.placement_groups(), FREED_S, "placement groups")
     took_s += wait_until(lambda: not OURS & set(cluster.actors()), FREED_S, "actors")
     names = STUDIES["ACTORS"]
@@ -75,7 +75,7 @@ def nothing_is_left(cluster: Any, before: set[Path]) -> None:
         lambda: not STUDIES["processes"](cluster.process, *names), FREED_S, "processes"
     )
     print(f"nothing left {took_s:.1f} s after the command; actors: {cluster.actors()}")
-    assert STUDIES["temporary"]() <= before
+    assert STUDIES["temporary"](cluster.temporary) == []
 
 
 def test_a_stopped_trial_of_two_workers_is_freed(
@@ -91,14 +91,14 @@ def test_a_stopped_trial_of_two_workers_is_freed(
         tune__space={"train.learning_rate": [1e-3, 1e-6, 1e30, 1e-7]},
         tune__policy={"rungs": [0.3], "keep": [0.01]},
     )
-    before, study_dir = STUDIES["temporary"](), tmp_path / "runs" / "study"
+    study_dir = tmp_path / "runs" / "study"
     watch = Watch(cluster, study_dir)
     with (tmp_path / "said").open("w") as said, command(tmp_path, "tune", path, said=said) as run:
         while run.poll() is None:
             watch.look()
             time.sleep(0.1)
     assert run.returncode == 0, (tmp_path / "said").read_text()
-    nothing_is_left(cluster, before)
+    nothing_is_left(cluster)
     watch.look()
     trials = of(study_dir)
     print([(t.number, t.state, t.attempts, t.reason) for t in trials])
@@ -117,7 +117,6 @@ def test_a_stopped_trial_of_two_workers_is_freed(
 def test_two_studies_at_once_do_not_disturb_each_other(
     cluster: Any, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    before = STUDIES["temporary"]()
     path = write_config(
         tmp_path,
         tiny_bert,
@@ -144,4 +143,4 @@ def test_two_studies_at_once_do_not_disturb_each_other(
         results.append([(t.params, t.state, t.values, t.value, t.rungs) for t in trials])
         results[-1].append((record.recommended, record.candidates))
     assert results[0] == results[1]
-    nothing_is_left(cluster, before)
+    nothing_is_left(cluster)
