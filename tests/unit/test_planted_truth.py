@@ -6,6 +6,10 @@ on Amazon snippets (tests/bench/curves): a loss of 1.10 before the first step; a
 and 0.77 at the best learning rates of full, freeze and lora; a decade too low or half a decade too
 high costs nearly all of the gain. Seeds differ with a standard deviation of SEED_NOISE at the end,
 proportionally less before it, and each evaluation by EVALUATION_NOISE more.
+
+With the default policy the second best one confirmed is usually far behind. Where no trial is
+stopped early the two are near (0.011 apart), and one standard error from two seeds each is itself
+so uncertain that 9.5 % of 200 studies recommended wrongly; three seeds made it 5.0 %, five 3.5 %.
 """
 
 from __future__ import annotations
@@ -192,10 +196,20 @@ def test_a_few_studies(tmp_path: Path, tiny_bert: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tune", [{}, {"tolerance": 0.01}], ids=["one standard error", "tolerance"])
+@pytest.mark.parametrize(
+    "tune",
+    [
+        {},
+        {"tolerance": 0.01},
+        {"tolerance": 0.01, "policy": "none"},
+        {"confirm_seeds": 5, "policy": "none"},
+    ],
+    ids=str,
+)
 def test_recommendations_are_right(tune: dict[str, Any], tmp_path: Path, tiny_bert: Path) -> None:
     """At most 5 % of 200 studies recommend what is worse than allowed or dearer than needed."""
     outcomes = check(200, tune, tmp_path, tiny_bert)
     assert sum(one.wrong for one in outcomes) <= 10
-    regret = statistics.fmean(one.regret for one in outcomes)
-    assert regret < statistics.fmean(one.random_regret for one in outcomes)
+    if "policy" not in tune:
+        regret = statistics.fmean(one.regret for one in outcomes)
+        assert regret < statistics.fmean(one.random_regret for one in outcomes)
