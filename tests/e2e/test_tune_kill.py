@@ -20,6 +20,7 @@ STUDIES = runpy.run_path(str(Path(__file__).parents[1] / "tune_studies.py"))
 write_config, command, of = STUDIES["write_config"], STUDIES["command"], STUDIES["of"]
 TIMEOUT_S = 540
 SEED, KILLS = 20, 5
+ONE_THREAD = {"cpus": 1, "memory": "8GiB"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -39,11 +40,12 @@ def unbroken(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Unbro
     path = write_config(
         folder,
         tiny_bert,
-        train__max_steps=60,
-        tune__num_trials=6,
+        train__max_steps=24,
+        cluster__shape=ONE_THREAD,
+        tune__num_trials=5,
         tune__sampler="tpe",
         tune__confirm=2,
-        tune__policy={"rungs": [0.2, 0.5], "keep": [0.7, 0.5]},
+        tune__policy={"rungs": [0.25, 0.5], "keep": [0.7, 0.5]},
         tune__space={"method.trainable_layers": [1, 2]},
     )
     with command(folder, "tune", path) as process:
@@ -148,10 +150,11 @@ def test_a_trial_whose_process_is_killed_goes_on_under_its_number(
     path = write_config(
         tmp_path,
         tiny_bert,
-        train__max_steps=400,
+        train__max_steps=200,
+        cluster__shape=ONE_THREAD,
         tune__num_trials=2,
         tune__methods=["full"],
-        tune__policy={"rungs": [0.1], "keep": [1.0]},
+        tune__policy={"rungs": [0.2], "keep": [1.0]},
         tune__sampler="grid",
         tune__space={"train.learning_rate": [1e-3, 2e-3]},
     )
@@ -180,5 +183,5 @@ def test_a_trial_whose_process_is_killed_goes_on_under_its_number(
     ]
     notes = [line["note"] for line in read_metrics(trial_dir) if "note" in line]
     assert "continued from step 40" in notes
-    assert json.loads((trial_dir / "eval.json").read_text())["step"] == 400
+    assert json.loads((trial_dir / "eval.json").read_text())["step"] == 200
     assert_same_study(tmp_path / "runs" / "whole", study_dir)
