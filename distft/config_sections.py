@@ -251,7 +251,7 @@ class TuneConfig(Section):
     """Trials side by side; default: as many as the resources allow."""
     confirm: Annotated[int, Field(ge=0)] = 2
     """Best configurations trained again with further seeds at full budget; below 2: none."""
-    confirm_seeds: Annotated[int, Field(ge=2)] = 2
+    confirm_seeds: Annotated[int, Field(ge=2)] = 3
     """Further seeds of each."""
     tolerance: Annotated[float, Field(ge=0)] | None = None
     """The cheapest configuration whose mean is this near to the best one wins; default: one

@@ -17,7 +17,6 @@ from distft.records import Candidate, StudyRecord, TrialRecord, write_json, writ
 from distft.search.budget import TRIALS, budget_of
 from distft.search.choose import candidates, ranked, recommend
 from distft.search.desk import Desk
-from distft.search.importance import importances
 from distft.search.sample import Sample, Space, draw, effective, grid, parameters, priors
 from distft.search.setting import Setting, goals, limits, policy_of
 from distft.search.study import Settings, Study, check_same
@@ -213,7 +212,9 @@ class Search:
 
     @cached_property
     def _importances(self) -> dict[str, dict[str, float]]:
-        # Once, when the search is over: it takes as long as a short trial's evaluation.
+        # Once, when the search is over, and only then: scikit-learn takes seconds to import.
+        from distft.search.importance import importances
+
         return importances(self._desk.records(), self._goals[0].greater_is_better)
 
     def _record(self) -> StudyRecord:
