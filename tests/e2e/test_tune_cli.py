@@ -173,7 +173,9 @@ def test_more_trials_continue_and_fresh_begins_again(tuned: Tuned) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_then_the_same_command_goes_on(tiny_bert: Path, tmp_path: Path) -> None:
-    path, study_dir = write_config(tmp_path, tiny_bert), tmp_path / "runs" / "study"
+    shape = {"cpus": 1, "memory": "8GiB"}
+    path = write_config(tmp_path, tiny_bert, cluster__shape=shape)
+    study_dir = tmp_path / "runs" / "study"
     with command(tmp_path, "tune", path) as process:
         deadline = time.monotonic() + TIMEOUT_S
         while not (study_dir / "trials" / "00001" / "metrics.jsonl").exists():

@@ -154,9 +154,9 @@ def test_a_trial_whose_process_is_killed_goes_on_under_its_number(
         cluster__shape=ONE_THREAD,
         tune__num_trials=2,
         tune__methods=["full"],
-        tune__policy={"rungs": [0.2], "keep": [1.0]},
+        tune__policy={"rungs": [0.2], "keep": [0.99]},
         tune__sampler="grid",
-        tune__space={"train.learning_rate": [1e-3, 2e-3]},
+        tune__space={"train.learning_rate": [1e-6, 1e-3]},
     )
     with command(tmp_path, "tune", path, "name=whole") as process:
         _, err = process.communicate(timeout=TIMEOUT_S)

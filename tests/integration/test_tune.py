@@ -81,6 +81,8 @@ def done(ray_cluster: None, tiny_bert: Path, tmp_path_factory: pytest.TempPathFa
         tmp_path_factory.mktemp("tune"),
         tiny_bert,
         train__learning_rate=1e-3,
+        # One thread, which waits for no other on a busy machine.
+        cluster__shape={"cpus": 1, "memory": "8GiB"},
         tune__num_trials=10,
         tune__space={
             "train.learning_rate": 1e-3,
