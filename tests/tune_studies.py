@@ -75,7 +75,9 @@ _STATES = {"COMPLETE": ("complete",), "PRUNED": ("pruned", "refused"), "FAIL": (
 def assert_ledger_is_the_journal(study_dir: Path) -> None:
     """Same trials, states, parameters and values in trials.jsonl and in Optuna's own reading."""
     for kind, name in (("search", study_dir.name), ("confirm", f"{study_dir.name} confirmation")):
-        kept, exported = journal(study_dir, name), of(study_dir, kind)
+        exported = of(study_dir, kind)
+        # What only waits in line was never started.
+        kept = [t for t in journal(study_dir, name) if t.state.name != "WAITING"]
         assert [trial.number for trial in exported] == [trial.number for trial in kept]
         for line, trial in zip(exported, kept, strict=True):
             assert line.state in _STATES[trial.state.name], (line.number, trial.state)
