@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from distft.search.phases import Search
     from distft.search.setting import Setting
 
+_LOG_COLUMNS = 160
 _DRIVER_CPUS = 1
 """Left free on a cluster for Ray Data and what the driver starts."""
 
@@ -49,7 +51,7 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     from distft.plan import batch_sizes
     from distft.search.sample import build_space
 
-    folder, console = config.run_dir, Console(stderr=True)
+    folder, console = config.run_dir, _console()
     run_dir.check_writable(folder.parent)
     build_space(config)
     task = plugin.tasks()[config.task.name]
@@ -69,6 +71,11 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
         record = _tune(config, config_hash, data_key, first, console, plain)
     _close(folder, console)
     return record
+
+
+def _console() -> Console:
+    # A log has no width of its own; 80 columns would cut a study's tables to nothing.
+    return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_COLUMNS)
 
 
 def _check_same(held: StudyRecord, config_hash: str, folder: Path) -> None:
