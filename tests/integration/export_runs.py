@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from distft import api, hf, plugin, run_dir
+from distft import hf, plugin, run_dir, training
 from distft.capacity import local_capacity
 from distft.config import RunConfig
 from distft.config_file import parse
@@ -137,7 +137,7 @@ def start(config: RunConfig, root: Path) -> tuple[Plan, RunRecord]:
     manifest = load_manifest(root)
     made = make_plan(config, stats_of(manifest), local_capacity())
     config_hash = config.hash(manifest.key, batch_sizes(config)[0])
-    record = api._first_record(config, config_hash, made, manifest, preflight.versions())
+    record = run_dir.first_record(config, config_hash, made, manifest, preflight.versions())
     config.run_dir.mkdir(parents=True)
     run_dir.write_start(config.run_dir, config, made, record)
     return made, record
@@ -145,7 +145,7 @@ def start(config: RunConfig, root: Path) -> tuple[Plan, RunRecord]:
 
 def end(config: RunConfig, record: RunRecord) -> RunRecord:
     """Do what follows training: the record, and the first export to `model/`."""
-    return api._finish(config.run_dir, record, time.time(), Console(quiet=True))
+    return training._finish(config.run_dir, record, time.time(), Console(quiet=True))
 
 
 def finished_run(

@@ -46,7 +46,7 @@ def make(tmp_path: Path, tiny_bert: Path) -> Callable[..., Search]:
     def search(
         tune: dict[str, Any], storage: BaseStorage | None = None, concurrent: int = 2
     ) -> Search:
-        tune = {"space": LAYERS, "num_trials": 6, **tune}
+        tune = {"space": LAYERS, "num_trials": 6, "confirm_seeds": 2, **tune}
         setting: Setting = SIM["make_setting"](tmp_path, tiny_bert, tune, concurrent=concurrent)
         space = build_space(setting.config)
         return Search(storage or InMemoryStorage(), setting, space, "hash")
