@@ -70,6 +70,8 @@ class Done:
     temporary: Path
     cpus: float
     words: int
+    before: frozenset[int]
+    """Processes of other tests' Ray Train runs on the same Ray."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,7 @@ def done(ray_cluster: None, tiny_bert: Path, tmp_path_factory: pytest.TempPathFa
         # One thread, which waits for no other on a busy machine.
         cluster__shape={"cpus": 1, "memory": "8GiB"},
         tune__num_trials=10,
+        tune__confirm_seeds=2,
         tune__space={
             "train.learning_rate": 1e-3,
             "method.trainable_layers": [1, 2],
@@ -92,12 +95,13 @@ def done(ray_cluster: None, tiny_bert: Path, tmp_path_factory: pytest.TempPathFa
         tune__policy={"rungs": [0.3], "keep": [0.99]},
     )
     temporary, cpus = tmp_path_factory.mktemp("temporary"), ray.available_resources()["CPU"]
+    before = frozenset(STUDIES["processes"](psutil.Process(), *ACTORS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(temporary))
         record = api.tune(load(path), plain=True)
     folder = load(path).run_dir.resolve()
     words = AutoConfig.from_pretrained(tiny_bert).vocab_size
-    return Done(folder, record, of(folder), temporary, cpus, words)
+    return Done(folder, record, of(folder), temporary, cpus, words, before)
 
 
 def test_sampled_is_effective_is_built(done: Done) -> None:
@@ -154,7 +158,9 @@ def test_the_worst_is_stopped_at_its_rung_and_the_process_is_used_again(done: Do
 
 def test_nothing_is_left_on_a_cluster_that_goes_on(done: Done) -> None:
     me = psutil.Process()
-    took_s = wait_until(lambda: not STUDIES["processes"](me, *ACTORS), FREED_S, "actors")
+    took_s = wait_until(
+        lambda: not set(STUDIES["processes"](me, *ACTORS)) - done.before, FREED_S, "actors"
+    )
     took_s += wait_until(
         lambda: ray.available_resources().get("CPU") == done.cpus, FREED_S, "reserved CPUs"
     )
