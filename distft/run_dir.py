@@ -58,13 +58,26 @@ def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | N
     if fresh:
         return None
     record = read_record(run_dir)
-    if record.config_hash != config_hash:
+    check_same(f"{run_dir} holds a run of", record.config_hash, config_hash)
+    return record
+
+
+def check_same(what: str, held: str, config_hash: str) -> None:
+    """Refuse to continue what was made with another configuration.
+
+    Args:
+        what: Begins the message, such as `runs/x holds a run of`.
+        held: Hash of what is there.
+        config_hash: Hash of what was asked for.
+
+    Raises:
+        PlanError: They differ.
+    """
+    if held != config_hash:
         raise PlanError(
-            f"{run_dir} holds a run of another configuration ({record.config_hash}, this one is "
-            f"{config_hash}).",
+            f"{what} another configuration ({held}, this one is {config_hash}).",
             "Choose another name, or add --fresh to delete what is there.",
         )
-    return record
 
 
 def _is_study(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from distft.errors import DistftError, TrainError
 from distft.records import RunRecord, read_evaluations, read_record, write_json
 
 if TYPE_CHECKING:
+    from distft.capacity import Capacity
     from distft.data.manifest import Manifest
     from distft.plan import Plan
 
@@ -75,6 +76,22 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
 
     with counting("preparing the data", console) as progress:
         return prepare_data(config, progress=progress)
+
+
+def capacity_of(config: RunConfig) -> Capacity:
+    """Return what a run may use.
+
+    Args:
+        config: Of a cluster at an address, which must be connected unless its shape is stated.
+
+    Returns:
+        What `cluster.shape` states, the cluster offers, or this machine.
+    """
+    from distft.capacity import shape_capacity
+    from distft.launch import session
+
+    shape = config.cluster.shape
+    return session.capacity(config.cluster) if shape is None else shape_capacity(shape)
 
 
 def planned(config: RunConfig) -> Plan:
@@ -141,7 +158,6 @@ def train(config: RunConfig, folder: Path, *, fresh: bool = False) -> RunRecord:
 
 
 def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) -> RunRecord:
-    from distft.capacity import shape_capacity
     from distft.data.stats import stats_of
     from distft.launch import preflight, session, trainer
     from distft.plan import make_plan
@@ -150,9 +166,7 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
     started = time.time()
     with session.connected(config.cluster):
         root, manifest = prepared(config, console)
-        shape = config.cluster.shape
-        capacity = session.capacity(config.cluster) if shape is None else shape_capacity(shape)
-        made = make_plan(config, stats_of(manifest), capacity)
+        made = make_plan(config, stats_of(manifest), capacity_of(config))
         record = run_dir.first_record(config, config_hash, made, manifest, preflight.versions())
         run_dir.write_start(folder, config, made, record)
         if not (folder / "eval.json").exists():

@@ -59,13 +59,13 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     config_hash = config.search_hash(config.hash(data_key, batch_sizes(config)[0]))
     held = run_dir.check_free_for_study(folder, fresh=fresh)
     if held is not None:
-        _check_same(held, config_hash, folder)
+        run_dir.check_same(f"{folder} holds a study of", held.config_hash, config_hash)
         if held.status == "completed" and held.config["tune"] == config.dump()["tune"]:
             _close(folder, console)
             return held
     first = None
     if not config.cluster.address:
-        first = _first_look(config, folder, data_key, _capacity(config))
+        first = _first_look(config, folder, data_key, training.capacity_of(config))
         first = _with_concurrency(first, _workers(first)[0], first.capacity.cpus)
     with run_dir.claimed(folder, fresh=fresh), _recorded(folder):
         record = _tune(config, config_hash, data_key, first, console, plain)
@@ -76,28 +76,6 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
 def _console() -> Console:
     # A log has no width of its own; 80 columns would cut a study's tables to nothing.
     return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_COLUMNS)
-
-
-def _check_same(held: StudyRecord, config_hash: str, folder: Path) -> None:
-    if held.config_hash != config_hash:
-        raise PlanError(
-            f"{folder} holds a study of another configuration ({held.config_hash}, this one is "
-            f"{config_hash}).",
-            "Choose another name, or add --fresh to delete what is there.",
-        )
-
-
-def _capacity(config: RunConfig) -> Capacity:
-    """Return what `cluster.shape`, the connected cluster or this machine offers."""
-    from distft.capacity import local_capacity, shape_capacity
-
-    if config.cluster.shape is not None:
-        return shape_capacity(config.cluster.shape)
-    if not config.cluster.address:
-        return local_capacity()
-    from distft.launch import session
-
-    return session.capacity(config.cluster)
 
 
 def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capacity) -> Setting:
@@ -191,7 +169,7 @@ def _setting(
     from distft.launch import preflight
 
     # What a cluster at an address cannot do is said before the data are prepared there.
-    look = first or _first_look(config, folder, data_key, _capacity(config))
+    look = first or _first_look(config, folder, data_key, training.capacity_of(config))
     _check_room(look)
     root, manifest = training.prepared(config, console)
     setting = replace(

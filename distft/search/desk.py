@@ -63,7 +63,7 @@ class Desk:
         study: Where they are kept.
         source: Where their configurations come from.
         setting: What they share.
-        goals: The objectives.
+        goals: The objectives, the deciding one first.
         changed: Called whenever a record changed.
     """
 
@@ -242,7 +242,7 @@ class Desk:
         if reason:
             self.fail(number, SearchError(reason).as_dict())
             return True
-        goal = self._deciding
+        goal = self._goals[0]
         point = {k: v for k, v in report.items() if _is_number(v)} | {
             "value": float(report[goal.metric])
         }
@@ -376,10 +376,6 @@ class Desk:
             if not math.isfinite(value):
                 return f"{metric} is {value} at step {report['step']}"
         return ""
-
-    @property
-    def _deciding(self) -> Goal:
-        return next(goal for goal in self._goals if goal.metric not in COSTS)
 
     def _update(self, record: TrialRecord, **changes: Any) -> TrialRecord:
         changed = record.model_copy(update=changes)

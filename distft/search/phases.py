@@ -71,8 +71,7 @@ class Search:
         self._earlier_s = float(self._search.attributes.get(_WALL, 0.0))
         self._began = self._search.attributes.get("started") or _now()
         self._search.note("started", self._began)
-        self._desk = Desk(self._search, _Sampled(self), setting, self._goals[:], self._changed)
-        self._status = "running"
+        self._desk = Desk(self._search, _Sampled(self), setting, self._goals, self._changed)
 
     # What the sampled source asks for.
 

@@ -24,7 +24,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from distft.errors import ConfigError, PlanError
+from distft import run_dir
+from distft.errors import ConfigError
 from distft.records import TrialRecord
 from distft.search.policy import Decision, Policy, decide
 from distft.space import Limit
@@ -330,9 +331,5 @@ def check_same(study: Study, config_hash: str, name: str) -> None:
     held = study.attributes.get("config_hash")
     if held is None:
         study.note("config_hash", config_hash)
-    elif held != config_hash:
-        raise PlanError(
-            f"The study {name} exists with another configuration ({held}, this one is "
-            f"{config_hash}).",
-            "Choose another name, or add --fresh to delete what is there.",
-        )
+    else:
+        run_dir.check_same(f"The study {name} exists with", held, config_hash)
