@@ -104,7 +104,7 @@ def processes(root: psutil.Process, *names: str) -> dict[int, str]:
     return found
 
 
-ACTORS = ("TrialProcess", "ResourceTrainable", "RayTrainWorker", "_Gate", "TrainController")
+ACTORS = ("TrialProcess", "RayTrainWorker", "_Gate", "TrainController")
 
 
 def log_of(pid: int) -> Path | None:

@@ -27,6 +27,25 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     in memory; any other one by the workers of a Ray Train run that this process starts.
     """
 
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Return what a trial's own process reserves; workers it starts reserve their own.
+
+        Args:
+            config: As for `setup`.
+
+        Returns:
+            One bundle.
+        """
+        plan, cluster = config["order"]["plan"], config["cluster"]
+        if plan["engine"] != "torch":
+            # Tune takes no empty bundle.
+            return tune.PlacementGroupFactory([{"CPU": 0.001}])
+        bundle = {"CPU": float(cluster["cpus_per_worker"])}
+        if plan["device"] == "cuda":
+            bundle["GPU"] = 1.0
+        return tune.PlacementGroupFactory([bundle])
+
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first trial, which begins with its first step.
 

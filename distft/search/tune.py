@@ -8,7 +8,6 @@ import os
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> Non
     Args:
         desk: Hands out the trials and takes their reports.
         setting: Of the study: how many side by side, what each worker reserves.
-        trainable: What is started for a trial; takes what `TrialProcess` takes.
+        trainable: What is started for a trial; takes what `TrialProcess` takes, and says what it
+            reserves as that does.
 
     Raises:
         SearchError: Tune itself failed; what trials raise is in their records.
@@ -52,10 +52,9 @@ def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> Non
     os.environ.update(_QUIET)
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sized = tune.with_resources(trainable, _resources)
     with tempfile.TemporaryDirectory(prefix="distft-tune-") as storage:
         tuner = tune.Tuner(
-            sized,
+            trainable,
             tune_config=tune.TuneConfig(
                 search_alg=_Hands(desk),
                 scheduler=_Decisions(desk),
@@ -77,18 +76,6 @@ def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> Non
         except tune.TuneError as error:
             if desk.error is None:
                 raise SearchError(f"Ray Tune failed: {error}") from error
-
-
-def _resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """Return what a trial's own process reserves; workers it starts reserve their own."""
-    plan, cluster = config["order"]["plan"], config["cluster"]
-    if plan["engine"] != "torch":
-        # Tune takes no empty bundle.
-        return tune.PlacementGroupFactory([{"CPU": 0.001}])
-    bundle = {"CPU": float(cluster["cpus_per_worker"])}
-    if plan["device"] == "cuda":
-        bundle["GPU"] = 1.0
-    return tune.PlacementGroupFactory([bundle])
 
 
 def _config(launch: Launch) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-RUNS = 30
+RUNS = 36
 SEED = 0
 STEPS = 60
 BATCH = 16

@@ -204,7 +204,8 @@ def test_different_samples_of_one_configuration_stop_the_study(
     record = STUDIES["record"](tmp_path / "runs" / "study")
     assert record.status == "failed"
     assert record.error == caught.value.as_dict()
-    assert not STUDIES["processes"](psutil.Process(), *ACTORS)
+    me = psutil.Process()
+    wait_until(lambda: not STUDIES["processes"](me, *ACTORS), FREED_S, "actors")
 
 
 @pytest.mark.slow
