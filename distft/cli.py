@@ -230,7 +230,7 @@ def tasks(as_json: Json = False) -> None:
             {
                 "name": task.name,
                 "what": task.summary,
-                "rows": task.row,
+                "rows": ", ".join(task.rows),
                 "keys": _keys(task),
                 "metric": task.headline or task.objective,
                 "source": task.source,

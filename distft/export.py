@@ -102,17 +102,16 @@ def verify(run_dir: Path, record: RunRecord, folder: Path) -> float:
     model = hf.load_folder(folder, plugin.tasks()[record.config["task"]["name"]])
     bf16 = record.config["train"]["bf16"]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = model(
-            input_ids=probe["input_ids"], attention_mask=probe["attention_mask"]
-        ).logits.float()
-    wanted = probe["logits"]
+        wanted = probe.pop("logits")
+        logits = model(**probe).logits.float()
     if logits.shape != wanted.shape:
         raise ExportError(
             f"The written model gives logits {tuple(logits.shape)}, the trained one "
             f"{tuple(wanted.shape)}."
         )
     # What the model says of padding depends on how attention treats it, and nobody asks.
-    used = probe["attention_mask"].bool() if wanted.dim() == 3 else slice(None)
+    aligned = wanted.shape[:2] == probe["attention_mask"].shape
+    used = probe["attention_mask"].bool() if aligned and wanted.dim() == 3 else slice(None)
     difference = float((logits[used] - wanted[used]).abs().max())
     allowed = _tolerance(record) * max(1.0, float(wanted[used].abs().max()))
     if not difference <= allowed:
@@ -133,8 +132,10 @@ def _write(run_dir: Path, record: RunRecord, folder: Path, *, merge: bool) -> No
     config = parse(record.config)
     task = plugin.tasks()[config.task.name]
     labels = record.data.labels
-    base = hf.load_model(config.model, task, labels, seed=config.train.seed)
-    module = plugin.methods()[config.method.name].attach(base, config.method, task)
+    method = plugin.methods()[config.method.name]
+    stored = method.quantization(config.method)
+    base = hf.load_model(config.model, task, labels, seed=config.train.seed, quantization=stored)
+    module = method.attach(base, config.method, task)
     _load_trained(run_dir, record, module)
     if merge:
         module = module.merge_and_unload()  # type: ignore[operator]  # PEFT's

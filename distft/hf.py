@@ -18,7 +18,7 @@ from torch import nn
 from distft import assets
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
-from distft.plugin import Task
+from distft.plugin import Quantization, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -100,6 +100,8 @@ def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[s
         config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
             path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
+    if task is not None and task.num_outputs is not None:
+        config.num_labels = task.num_outputs
     if task is not None and labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
@@ -110,6 +112,28 @@ def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[s
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = load_tokenizer(model).pad_token_id
     return config
+
+
+def decoder_start_id(model: ModelConfig) -> int:
+    """Return the id a decoder begins with.
+
+    Args:
+        model: An encoder-decoder model.
+
+    Returns:
+        From its configuration.
+
+    Raises:
+        ConfigError: It says none.
+    """
+    config = load_config(model)
+    start = getattr(config, "decoder_start_token_id", None)
+    if start is None:
+        raise ConfigError(
+            f"model.id: the configuration of {model.id} names no decoder_start_token_id.",
+            "Take an encoder-decoder model such as T5.",
+        )
+    return int(start)
 
 
 def max_positions(model: ModelConfig) -> int | None:
@@ -157,6 +181,7 @@ def load_model(
     *,
     seed: int,
     gather: Gather = lambda parameters: contextlib.nullcontext(),
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Return the pre-trained model with the task's head, on the CPU.
 
@@ -169,6 +194,7 @@ def load_model(
         labels: Class names in id order.
         seed: Seeds the new weights.
         gather: How to make partitioned parameters whole.
+        quantization: How the weights of its linear layers are stored; None: as `model.dtype` says.
 
     Returns:
         The model in training mode.
@@ -188,6 +214,7 @@ def load_model(
             trust_remote_code=model.trust_remote_code,
             ignore_mismatched_sizes=task.new_head,
             output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization.settings}),
         )
     heads = head_modules(loaded)
     mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}

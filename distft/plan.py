@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 
-from distft import plugin
+from distft import compat, plugin
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
@@ -151,7 +151,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons["train.learning_rate"] = f"{method.learning_rate:g} is the default of {method.name}"
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
-    torch_engine = world == 1 and stage == 0 and config.cluster.offload == "none"
+    _check_positions(config, stats)
     full_passes, rest = divmod(total, steps_per_epoch)
     return Plan(
         params=params,
@@ -159,7 +159,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         world_size=world,
         zero_stage=stage,
         offload=config.cluster.offload,
-        engine="torch" if torch_engine else "deepspeed",
+        engine=_engine(config, stage),
         device=device,
         threads_per_worker=max(1, capacity.cpus // per_node),
         global_batch_size=global_batch,
@@ -213,6 +213,26 @@ def _counted(
     if trainable == 0:
         raise ConfigError(f"method {method_name} leaves nothing to train on {given.id}.")
     return params, trainable
+
+
+def _engine(config: RunConfig, stage: int) -> Literal["torch", "deepspeed"]:
+    alone = config.cluster.num_workers == 1 and stage == 0 and config.cluster.offload == "none"
+    engine: Literal["torch", "deepspeed"] = "torch" if alone else "deepspeed"
+    compat.check(config, zero_stage=stage, engine=engine)
+    return engine
+
+
+def _check_positions(config: RunConfig, stats: DataStats) -> None:
+    from distft import hf
+
+    method = plugin.methods()[config.method.name]
+    taken, limit = method.virtual_tokens(config.method), hf.max_positions(config.model)
+    if taken and limit is not None and stats.max_tokens + taken > limit:
+        raise PlanError(
+            f"Method {method.name} puts {taken} virtual tokens before a row of "
+            f"{stats.max_tokens}; {config.model.id} takes {limit} positions.",
+            f"Set data.cutoff_len={limit - taken}.",
+        )
 
 
 def _workers_per_node(config: RunConfig, capacity: Capacity, device: str) -> int:
@@ -272,9 +292,11 @@ def _stage(
                 "Set cluster.zero_stage=1, or model.dtype=float32 with train.bf16=true.",
             )
         lowest = max(lowest, 1)
-    fitting = [s for s in STAGES if s >= lowest and sum(totals[s]) <= available]
+    rules = compat.refused(config)
+    able = [s for s in STAGES if s >= lowest and compat.STAGES[s] not in rules]
+    fitting = [s for s in able if sum(totals[s]) <= available]
     if asked is not None:
-        if asked in fitting:
+        if asked in fitting or compat.STAGES[asked] in rules:
             return asked
         need = sum(totals[asked])
     elif fitting:
@@ -283,7 +305,7 @@ def _stage(
         )
         return fitting[0]
     else:
-        need = min(sum(totals[s]) for s in STAGES)
+        need = min((sum(totals[s]) for s in able), default=0)
     raise PlanError(
         f"The model states need {size_text(need)} a worker; {size_text(available)} of "
         f"{capacity.source} is usable.",

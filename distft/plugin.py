@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """A canonical row: what a format makes of a raw one and a task encodes (see `Task.row`)."""
 
-RowKind = Literal["labelled_text", "conversation"]
-"""`labelled_text`: {"text": str, "label": str or None};
+RowKind = Literal[
+    "labelled_text", "rated_text", "tagged_words", "plain_text", "text_to_text", "conversation"
+]
+"""`labelled_text`: {"text": str, "label": str or None} with one label, {"text": str, "labels":
+[str, ...] or None} with any number; `rated_text`: {"text": str, "value": float or None}; both may
+hold "pair", a second text; `tagged_words`: {"words": [str, ...], "tags": [str, ...] or None};
+`plain_text`: {"text": str}; `text_to_text`: {"source": str, "target": str or None};
 `conversation`: {"messages": [{"role": "system" | "user" | "assistant", "content": str}, ...]}."""
 
 
@@ -71,9 +76,11 @@ class Encoded:
     """One tokenized sample."""
 
     input_ids: list[int]
-    labels: list[int]
-    """One class id, or one id per token with -100 where nothing is trained (not shifted)."""
+    labels: Sequence[float]
+    """See `Task.labels`."""
     truncated: bool = False
+    second: int = 0
+    """Where a second text begins, for a model that tells them apart by token type; 0: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,15 @@ class EncodeContext:
     """Class names in id order, from the training rows."""
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """What changes the training loss and never an evaluation."""
+
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+    """One weight per class, float32; None: all 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is learnt: rows -> token ids -> logits -> loss, metrics and predictions."""
@@ -94,31 +110,46 @@ class Task:
     summary: str
     source: str
     config: type[VariantConfig]
-    row: RowKind
+    rows: tuple[RowKind, ...]
+    """Kinds of rows it learns from."""
     auto_class: str
     """Name of the transformers Auto class that carries the head."""
     peft_type: str
     """PEFT's TaskType of that head."""
     new_head: bool
     """True: the task puts an untrained output layer on the pre-trained body."""
-    token_labels: bool
-    """True: labels align with tokens; False: one label per sample."""
+    labels: Literal["class", "vector", "tokens", "sequence"]
+    """`class`: one class id per sample; `vector`: as many numbers as the model has outputs;
+    `tokens`: one id per token, -100 where nothing is trained (not shifted); `sequence`: the ids a
+    decoder is to write. A dummy's labels are -100, in a vector NaN."""
+    num_outputs: int | None = None
+    """Outputs of the head where they do not come from the data's classes."""
+    masks_tokens: bool = False
+    """True: a share of the input is hidden in every step anew and only the hidden is trained."""
     objective: str = "eval_loss"
     greater_is_better: bool = False
     headline: str = ""
     """The metric shown beside the loss, without the `eval_` prefix."""
     key: Callable[[Row], str]
     """The input that must not stand in two splits."""
-    stratum: Callable[[Row], str | None]
+    stratum: Callable[[Row], str | None] = lambda row: None
     """The class a split keeps in proportion; None where there is none."""
+    classes: Callable[[Row], Sequence[str]] | None = None
+    """Names of the classes in a row; None: the task has no classes."""
+    class_weights: Callable[[VariantConfig, Sequence[str], Sequence[int]], list[float] | None] = (
+        lambda config, names, counts: None
+    )
+    """(config, class names, how often each is trained on) -> weight of each in the training loss.
+    Raises ConfigError."""
     encode: Callable[[Row, PreTrainedTokenizerBase, EncodeContext], Encoded]
     """Raises UnusableRow."""
-    num_targets: Callable[[Sequence[int]], int]
+    num_targets: Callable[[Sequence[float]], int]
     """labels of one sample -> how many terms it adds to the loss."""
-    loss: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    """(logits, labels, label smoothing) -> loss summed over the trained targets, in float32."""
-    score: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
-    """(logits, labels) -> one value per row and column; must hold `loss_sum` and `num_targets`."""
+    loss: Callable[[torch.Tensor, torch.Tensor, LossSettings], torch.Tensor]
+    """(logits, labels, settings) -> loss summed over the trained targets, in float32."""
+    score: Callable[[torch.Tensor, torch.Tensor, Sequence[str]], dict[str, torch.Tensor]]
+    """(logits, labels, class names) -> columns, each with one value or array of a fixed shape per
+    row; must hold `loss_sum` and `num_targets`."""
     metrics: Callable[[Mapping[str, np.ndarray], Sequence[str]], dict[str, Any]]
     """(all rows' columns, class names) -> metrics; exact whatever the world size was."""
     predict: Callable[
@@ -126,6 +157,46 @@ class Task:
         list[dict[str, Any]],
     ]
     """(model, tokenizer, rows, context, config) -> one JSON-able prediction per row, in order."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a parameter learns beside the others."""
+
+    scale: float = 1.0
+    """Its learning rate as a share of the run's."""
+    start: float = 0.0
+    """Share of the run's steps before which its rate is 0."""
+
+
+class Allocator(Protocol):
+    """Shares out a budget among an adapter's parts while it trains (one process, plain torch)."""
+
+    def penalty(self) -> torch.Tensor:
+        """Return what is added to the loss of a step."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Allocate anew after an optimizer step, counted from 0; the gradients are still there."""
+        ...
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """Return what is known of a parameter besides its value."""
+        ...
+
+    def load_state(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put back what `state` gave; `tensors` holds more than that."""
+        ...
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """A base model whose weights are stored in fewer bits."""
+
+    settings: Any
+    """What `from_pretrained(quantization_config=...)` takes."""
+    bytes_per_param: float
+    """Of a linear weight, with its scales."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +217,17 @@ class Method:
     """True: saved as a PEFT adapter beside the base; False: saved as a whole model."""
     merges: bool
     """True: an adapter that can be folded into the base weights."""
-    refuses: Mapping[str, str] = field(default_factory=dict)
-    """Name of a task or setting it cannot be combined with -> why."""
+    refuses: Callable[[VariantConfig], Mapping[str, str]] = lambda config: {}
+    """config -> {setting it cannot be combined with: why}, such as `task=token_cls`,
+    `cluster.zero_stage=3` or `train.gradient_checkpointing=true` (see `distft.compat`)."""
+    virtual_tokens: Callable[[VariantConfig], int] = lambda config: 0
+    """config -> positions of the model that the method takes for itself."""
+    paces: Callable[[nn.Module, VariantConfig], Mapping[str, Pace]] = lambda module, config: {}
+    """(what `attach` returned, config) -> pace of each parameter that has one of its own."""
+    allocator: Callable[[nn.Module, VariantConfig, int], Allocator] | None = None
+    """(what `attach` returned, config, steps of the run) -> what follows every step."""
+    quantization: Callable[[VariantConfig], Quantization | None] = lambda config: None
+    """config -> how the base model is stored; None: as `model.dtype` says."""
 
 
 @cache

@@ -16,8 +16,9 @@ from distft.data.shards import Sample, open_split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import ConfigError, DataError
-from distft.plugin import EncodeContext, Encoded
+from distft.plugin import EncodeContext, Encoded, Task
 from distft.records import RunRecord, read_record, write_text
+from distft.train.batch import make_collator
 from distft.train.evaluate import Rows, evaluate
 from distft.train.inference_engine import InferenceEngine
 
@@ -38,12 +39,13 @@ class _Run:
 class _Encoded:
     """Encoded rows as evaluation reads them."""
 
-    def __init__(self, rows: Sequence[Encoded]) -> None:
+    def __init__(self, rows: Sequence[Encoded], task: Task) -> None:
         import numpy as np
 
         self.row_groups = [len(rows)]
+        kind = np.float32 if task.labels == "vector" else np.int32
         self._samples = [
-            Sample(i, np.array(row.input_ids, np.int32), np.array(row.labels, np.int32))
+            Sample(i, np.array(row.input_ids, np.int32), np.array(row.labels, kind), row.second)
             for i, row in enumerate(rows)
         ]
 
@@ -67,21 +69,21 @@ def evaluate_run(run_dir: Path, data: str | None = None) -> dict[str, Any]:
     """
     run = _load(run_dir)
     skipped: dict[str, int] = {}
+    task = plugin.tasks()[run.config.task.name]
     rows: Rows
     if data is None:
         rows = open_split(_prepared(run), "test")
     else:
-        rows = _Encoded(list(_encoded(run, data, skipped)))
+        rows = _Encoded(list(_encoded(run, data, skipped)), task)
         if not sum(rows.row_groups):
             raise DataError(f"No row of {data} can be evaluated: {_first(skipped)}.")
-    task = plugin.tasks()[run.config.task.name]
     metrics = evaluate(
         run.engine,
         task,
         rows,
         run.context.labels,
         batch_size=run.config.train.per_device_eval_batch_size,
-        pad_id=run.tokenizer.pad_token_id,
+        collate=make_collator(run.config, task, run.context.labels),
     )
     where = data or "test rows of the run"
     return {
@@ -189,13 +191,13 @@ def _encoded(run: _Run, data: str, skipped: dict[str, int]) -> Iterator[Encoded]
     for reading in _readings(run, data, training=True):
         outcome: Encoded | str = reading.reason
         if reading.value is not None:
-            label = reading.value.get("label")
-            if label is not None and label not in run.context.labels:
-                raise DataError(
-                    f"{reading.path}:{reading.row}: the label {label!r} was never seen in "
-                    f"training; known: {', '.join(run.context.labels)}.",
-                    "Mend the row, or train with rows of this label.",
-                )
+            for label in task.classes(reading.value) if task.classes else ():
+                if label not in run.context.labels:
+                    raise DataError(
+                        f"{reading.path}:{reading.row}: the label {label!r} was never seen in "
+                        f"training; known: {', '.join(run.context.labels)}.",
+                        "Mend the row, or train with rows of this label.",
+                    )
             outcome = encode_row(reading.value, task, run.tokenizer, run.context)
         if isinstance(outcome, Encoded):
             yield outcome

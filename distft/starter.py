@@ -48,7 +48,7 @@ def starter(task_name: str) -> str:
             f"unknown task {task_name!r}{nearest(task_name, known)}; allowed: {', '.join(known)}."
         )
     task = known[task_name]
-    model, data = EXAMPLES[task.row]
+    model, data = EXAMPLES[task.rows[0]]
     fields = RunConfig.model_fields
     chosen: dict[str, dict[str, Any]] = {
         "data": data,

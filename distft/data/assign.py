@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,22 +32,33 @@ class Survey:
     """None where a row is unusable."""
     reasons: dict[int, str] = field(default_factory=dict)
     """Index -> why the row is unusable."""
+    classes: list[tuple[str, ...]] = field(default_factory=list)
+    """Names of the classes in each row."""
     fates: list[str | None] = field(default_factory=list)
     """The split of each row, or why a usable one is in none."""
 
-    def add(self, row: int, key: bytes | None, stratum: str | None, reason: str | None) -> None:
+    def add(
+        self,
+        row: int,
+        key: bytes | None = None,
+        stratum: str | None = None,
+        classes: Sequence[str] = (),
+        reason: str | None = None,
+    ) -> None:
         """Take the next row.
 
         Args:
             row: Its number in the file.
             key: Stands for its input; None for an unusable row.
-            stratum: Its class, where there is one.
+            stratum: The class a split keeps in proportion, where there is one.
+            classes: Names of all its classes.
             reason: Why it is unusable; None for a usable one.
         """
         self.rows.append(row)
         if reason:
             self.reasons[len(self.candidates)] = reason
         self.candidates.append(None if key is None else Candidate(key, stratum, self.origin))
+        self.classes.append(tuple(map(sys.intern, classes)))
 
     def codes(self) -> bytes:
         """Return one byte per row: 0 for none, else 1 + the position of its split in SPLITS."""
@@ -161,21 +173,19 @@ def labels_of(
         complete: Whether every row was surveyed; if not, classes of eval and test count as seen.
 
     Returns:
-        Classes of the training rows; empty for a task whose labels are tokens.
+        Classes of the training rows; empty for a task without classes.
 
     Raises:
         DataError: Fewer than two classes, or one in eval or test that training never sees.
     """
-    if task.token_labels:
+    if task.classes is None:
         return []
-    seen = {
-        stratum for split, _, _, stratum in _labelled(surveys) if split == "train" or not complete
-    }
-    for split, path, row, stratum in _labelled(surveys):
-        if stratum not in seen:
+    seen = {name for split, _, _, name in _labelled(surveys) if split == "train" or not complete}
+    for split, path, row, name in _labelled(surveys):
+        if name not in seen:
             capped = " (data.max_samples is set)" if data.max_samples else ""
             raise DataError(
-                f"{path}:{row}: label {stratum!r} in the {split} rows is never seen in "
+                f"{path}:{row}: label {name!r} in the {split} rows is never seen in "
                 f"training{capped}; training knows {', '.join(sorted(seen)[:20])}.",
                 "Add training rows of that label, mend the label, or remove the row.",
             )
@@ -193,8 +203,7 @@ def labels_of(
 
 def _labelled(surveys: Sequence[Survey]) -> Iterator[tuple[str, str, int, str]]:
     for survey in surveys:
-        for row, candidate, fate in zip(survey.rows, survey.candidates, survey.fates, strict=True):
-            if candidate is None or candidate.stratum is None:
-                continue
+        for row, names, fate in zip(survey.rows, survey.classes, survey.fates, strict=True):
             if fate is not None and fate in SPLITS:
-                yield fate, survey.path, row, candidate.stratum
+                for name in names:
+                    yield fate, survey.path, row, name

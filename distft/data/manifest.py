@@ -43,6 +43,8 @@ class SplitInfo(_Part):
     mean_length: float = 0.0
     """Tokens per row."""
     max_length: int = 0
+    label_counts: list[int] = Field(default_factory=list)
+    """How often each class is trained on, by its id."""
     shards: list[Shard] = Field(default_factory=list)
 
     @property

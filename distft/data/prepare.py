@@ -35,7 +35,7 @@ from distft.data.manifest import (
     load_manifest,
     save_manifest,
 )
-from distft.data.shards import ENCODED, ShardWriter
+from distft.data.shards import ShardWriter, encoded_schema
 from distft.data.source import Chunk
 from distft.data.split import SPLITS
 from distft.data.stream import ordered_context
@@ -58,21 +58,20 @@ _SURVEYED = pa.schema(
         ("row", pa.int64()),
         ("key", pa.binary()),
         ("stratum", pa.string()),
+        ("classes", pa.list_(pa.string())),
         ("reason", pa.string()),
         ("error", pa.string()),
         ("fatal", pa.string()),
     ]
 )
-_TOKENIZED = pa.schema(
-    [
-        ("chunk", pa.int32()),
-        ("row", pa.int64()),
-        ("split", pa.int8()),
-        ("reason", pa.string()),
-        ("fatal", pa.string()),
-        *ENCODED,
-    ]
-)
+_FOUND = [
+    ("chunk", pa.int32()),
+    ("row", pa.int64()),
+    ("split", pa.int8()),
+    ("reason", pa.string()),
+    ("fatal", pa.string()),
+]
+"""What comes with each tokenized sample."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,8 @@ def _survey(job: _Job, surveys: Sequence[Survey]) -> None:
             if item["reason"] and job.stop_at_bad_row:
                 raise DataError(f"{item['error']}.", _MEND)
             survey = surveys[item["chunk"]]
-            survey.add(item["row"], item["key"], item["stratum"], item["reason"])
+            classes = item["classes"] or ()
+            survey.add(item["row"], item["key"], item["stratum"], classes, item["reason"])
 
 
 def _tokenize(
@@ -207,7 +207,10 @@ def _tokenize(
     dropped: Dropped,
     progress: Progress | None,
 ) -> dict[str, SplitInfo]:
-    writers = {split: ShardWriter(root, split) for split in SPLITS}
+    assert job.context is not None
+    task, classes = plugin.tasks()[job.task], len(job.context.labels)
+    columns = encoded_schema(task).names
+    writers = {split: ShardWriter(root, split, task, classes) for split in SPLITS}
     total, done = sum(len(codes) - codes.count(0) for codes in wanted), 0
     for table in _run(job, _Encoder, wanted):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
@@ -220,7 +223,7 @@ def _tokenize(
             dropped.add(path, item["row"], item["reason"])
         for code, split in enumerate(SPLITS, start=1):
             mine = pc.and_(pc.equal(table["split"], code), pc.invert(bad))
-            writers[split].add(table.filter(mine).select(ENCODED.names))
+            writers[split].add(table.filter(mine).select(columns))
         done += table.num_rows
         if progress is not None:
             progress(done, total)
@@ -265,8 +268,12 @@ def _survey_rows(job: _Job, task: Task, number: int) -> Iterator[dict[str, Any]]
         if reading.value is None:
             yield {**item, "reason": reading.reason, "error": reading.error}
         else:
-            key = key_of(task.key(reading.value))
-            yield {**item, "key": key, "stratum": task.stratum(reading.value)}
+            yield {
+                **item,
+                "key": key_of(task.key(reading.value)),
+                "stratum": task.stratum(reading.value),
+                "classes": list(task.classes(reading.value)) if task.classes else None,
+            }
 
 
 class _Encoder:
@@ -276,12 +283,13 @@ class _Encoder:
         self._job = job
         self._task = plugin.tasks()[job.task]
         self._tokenizer = hf.load_tokenizer(job.model)
+        self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for number, codes in zip(
             batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True
         ):
-            yield from _tables(_guarded(number, self._rows(number, codes)), _TOKENIZED)
+            yield from _tables(_guarded(number, self._rows(number, codes)), self._schema)
 
     def _rows(self, number: int, codes: bytes) -> Iterator[dict[str, Any]]:
         readings: Iterable[Reading] = self._job.reader.read(self._job.chunks[number])
@@ -299,6 +307,7 @@ class _Encoder:
         return {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
+            "second": encoded.second,
             "truncated": encoded.truncated,
             "targets": self._task.num_targets(encoded.labels),
         }

@@ -23,7 +23,7 @@ from distft.data.split import SPLITS, Split
 from distft.errors import ConfigError, DataError
 from distft.plugin import Format, Task
 
-DATA_VERSION = 1
+DATA_VERSION = 2
 """Raised when prepared data of an earlier version must not be used any more."""
 
 DEFAULT_CUTOFF_LEN = 512
@@ -117,7 +117,7 @@ def detect(config: RunConfig) -> tuple[str, str]:
     form = plugin.formats()[format_name]
     columns_of(form, config.data)
     if config.task is None:
-        fitting = [task.name for task in plugin.tasks().values() if task.row == form.row]
+        fitting = [task.name for task in plugin.tasks().values() if form.row in task.rows]
         if len(fitting) != 1:
             raise ConfigError(
                 f"task: {len(fitting)} tasks learn from rows of format {format_name}: "
@@ -126,10 +126,11 @@ def detect(config: RunConfig) -> tuple[str, str]:
             )
         return format_name, fitting[0]
     task = plugin.tasks()[config.task.name]
-    if task.row != form.row:
-        fitting = [f.name for f in plugin.formats().values() if f.row == task.row]
+    if form.row not in task.rows:
+        fitting = [f.name for f in plugin.formats().values() if f.row in task.rows]
         raise ConfigError(
-            f"task {task.name} learns from {task.row} rows, format {format_name} gives {form.row}.",
+            f"task {task.name} learns from {' or '.join(task.rows)} rows, format {format_name} "
+            f"gives {form.row}.",
             f"Formats for this task: {', '.join(fitting)}.",
         )
     return format_name, task.name
@@ -137,8 +138,8 @@ def detect(config: RunConfig) -> tuple[str, str]:
 
 def _detect_format(config: RunConfig) -> str:
     rows = _first_rows(config.data)
-    kind = None if config.task is None else plugin.tasks()[config.task.name].row
-    forms = [form for form in plugin.formats().values() if kind in (None, form.row)]
+    kinds = None if config.task is None else plugin.tasks()[config.task.name].rows
+    forms = [form for form in plugin.formats().values() if kinds is None or form.row in kinds]
     able = [form for form in forms if set(config.data.columns) <= set(form.columns)]
     found = [
         form.name

@@ -16,48 +16,80 @@ import pyarrow.parquet as pq
 
 from distft.data.manifest import Manifest, Shard, SplitInfo, file_sha256, load_manifest
 from distft.data.order import StepPlan
+from distft.plugin import Task
 
 GROUP_ROWS = 256
 SHARD_ROWS = 65_536
 CACHE_BYTES = 512 << 20
 """Decoded row groups one process keeps; a window of the order holds 64 of them."""
 
-SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.int64()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("length", pa.int32()),
-    ]
-)
 
-ENCODED = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("truncated", pa.bool_()),
-        ("targets", pa.int32()),
-    ]
-)
-"""What a writer takes."""
+def schema(task: Task) -> pa.Schema:
+    """Return the columns of a shard.
+
+    Args:
+        task: Whose samples; the labels of a vector are float32, all others ids.
+
+    Returns:
+        `sample_id`, `input_ids`, `labels`, `length` in tokens, `second` as in `Encoded`.
+    """
+    return pa.schema(
+        [
+            ("sample_id", pa.int64()),
+            ("input_ids", pa.list_(pa.int32())),
+            ("labels", pa.list_(_label_type(task))),
+            ("length", pa.int32()),
+            ("second", pa.int32()),
+        ]
+    )
+
+
+def encoded_schema(task: Task) -> pa.Schema:
+    """Return the columns a writer takes.
+
+    Args:
+        task: Whose samples.
+
+    Returns:
+        `Encoded` as columns, and `targets`.
+    """
+    return pa.schema(
+        [
+            ("input_ids", pa.list_(pa.int32())),
+            ("labels", pa.list_(_label_type(task))),
+            ("second", pa.int32()),
+            ("truncated", pa.bool_()),
+            ("targets", pa.int32()),
+        ]
+    )
+
+
+def _label_type(task: Task) -> pa.DataType:
+    return pa.float32() if task.labels == "vector" else pa.int32()
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample; its arrays are read-only int32."""
+    """One sample; its arrays are read-only."""
 
     sample_id: int
     input_ids: np.ndarray
+    """int32."""
     labels: np.ndarray
+    """int32, or float32 where the task's labels are a vector."""
+    second: int = 0
+    """As in `Encoded`."""
 
 
 class ShardWriter:
     """Writes one split in the order samples come; ids are 0 to rows - 1."""
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, task: Task, classes: int) -> None:
         self._root = root
         self._split = split
-        self._info = SplitInfo()
+        self._task = task
+        self._schema = schema(task)
+        self._info = SplitInfo(label_counts=[0] * classes)
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._writer: pq.ParquetWriter | None = None
@@ -67,7 +99,7 @@ class ShardWriter:
         """Take the next samples; whole row groups are written at once.
 
         Args:
-            table: Columns of `ENCODED`.
+            table: Columns of `encoded_schema`.
         """
         if not table.num_rows:
             return
@@ -80,8 +112,10 @@ class ShardWriter:
         info.max_length = max(info.max_length, pc.max(lengths).as_py())
         first = info.rows - table.num_rows
         ids = pa.array(range(first, info.rows), pa.int64())
-        columns = [ids, table["input_ids"], table["labels"], lengths.cast(pa.int32())]
-        self._waiting.append(pa.table(columns, schema=SCHEMA))
+        lengths = lengths.cast(pa.int32())
+        columns = [ids, table["input_ids"], table["labels"], lengths, table["second"]]
+        self._waiting.append(pa.table(columns, schema=self._schema))
+        self._count(table["labels"])
         self._waiting_rows += table.num_rows
         self._write(self._waiting_rows // GROUP_ROWS * GROUP_ROWS)
 
@@ -96,6 +130,19 @@ class ShardWriter:
         self._info.mean_length = self._info.tokens / self._info.rows if self._info.rows else 0.0
         return self._info
 
+    def _count(self, labels: pa.ChunkedArray) -> None:
+        classes = len(self._info.label_counts)
+        if not classes:
+            return
+        values = pc.list_flatten(labels).to_numpy()
+        if self._task.labels == "vector":
+            found = values.reshape(-1, classes).sum(axis=0)
+        else:
+            found = np.bincount(values[values >= 0], minlength=classes)
+        self._info.label_counts = [
+            before + int(more) for before, more in zip(self._info.label_counts, found, strict=True)
+        ]
+
     def _write(self, rows: int) -> None:
         if not rows:
             return
@@ -103,7 +150,7 @@ class ShardWriter:
         for start in range(0, rows, GROUP_ROWS):
             group = table.slice(start, min(GROUP_ROWS, rows - start))
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path(), SCHEMA, compression="zstd")
+                self._writer = pq.ParquetWriter(self._path(), self._schema, compression="zstd")
             self._writer.write_table(group, row_group_size=GROUP_ROWS)
             self._groups.append(group.num_rows)
             if sum(self._groups) >= SHARD_ROWS:
@@ -139,6 +186,7 @@ class _Group:
     input_offsets: np.ndarray
     labels: np.ndarray
     label_offsets: np.ndarray
+    second: np.ndarray
 
     @property
     def size_bytes(self) -> int:
@@ -149,6 +197,7 @@ class _Group:
             sample_id,
             self.input_ids[self.input_offsets[i] : self.input_offsets[i + 1]],
             self.labels[self.label_offsets[i] : self.label_offsets[i + 1]],
+            int(self.second[i]),
         )
 
 
@@ -179,13 +228,15 @@ _CACHE = _GroupCache(CACHE_BYTES)
 
 
 def _decode(file: pq.ParquetFile, number: int) -> _Group:
-    table = file.read_row_group(number, columns=["input_ids", "labels"], use_threads=False)
+    columns = ["input_ids", "labels", "second"]
+    table = file.read_row_group(number, columns=columns, use_threads=False)
     arrays: list[np.ndarray] = []
     for name in ("input_ids", "labels"):
         column = table[name].combine_chunks()
         offsets = column.offsets.to_numpy()
         arrays += [column.values.to_numpy(zero_copy_only=True), offsets]
-    return _Group(*arrays)
+    ids, id_offsets, labels, label_offsets = arrays
+    return _Group(ids, id_offsets, labels, label_offsets, table["second"].to_numpy())
 
 
 class SplitReader:

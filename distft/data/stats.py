@@ -31,7 +31,7 @@ class DataStats:
     mean_tokens: float
     """Tokens per training row."""
     max_tokens: int
-    """Tokens of the longest training row seen."""
+    """Tokens of the longest row seen."""
     labels: list[str]
     """Class names in id order; empty for tasks without classes."""
     exact: bool
@@ -51,7 +51,7 @@ def stats_of(manifest: Manifest) -> DataStats:
     return DataStats(
         rows={split: info.rows for split, info in manifest.splits.items()},
         mean_tokens=train.mean_length,
-        max_tokens=train.max_length,
+        max_tokens=max(info.max_length for info in manifest.splits.values()),
         labels=manifest.labels,
         exact=True,
     )
@@ -131,10 +131,11 @@ def _survey(
     for reading in reader.read(chunk):
         _refuse_if_asked(reading, config)
         if reading.value is None:
-            survey.add(reading.row, None, None, reading.reason)
+            survey.add(reading.row, reason=reading.reason)
             continue
         key = key_of(task.key(reading.value))
-        survey.add(reading.row, key, task.stratum(reading.value), None)
+        classes = task.classes(reading.value) if task.classes else ()
+        survey.add(reading.row, key, task.stratum(reading.value), classes)
         if split == "train":
             sample.append((key, reading.value))
             if len(sample) > 8 * _SAMPLED_ROWS:

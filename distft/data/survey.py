@@ -12,6 +12,9 @@ from distft.data import source
 from distft.data.source import Chunk
 from distft.plugin import Row, UnusableRow
 
+_TARGETS = ("label", "labels", "value", "tags", "target")
+"""Keys of canonical rows that hold what is to be learnt (see `distft.plugin.RowKind`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -66,10 +69,10 @@ class RowReader:
 
 
 def _check_target(row: Row, column: str) -> None:
-    if "label" in row:
-        if row["label"] is None:
-            raise UnusableRow(f"field {column!r} is missing or empty")
-    elif not any(message["role"] == "assistant" for message in row["messages"]):
+    if any(key in row and row[key] is None for key in _TARGETS):
+        raise UnusableRow(f"field {column!r} is missing or empty")
+    messages = row.get("messages")
+    if messages and not any(message["role"] == "assistant" for message in messages):
         raise UnusableRow(f"field {column!r} holds no answer (assistant turn) to learn")
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from distft.plugin import EncodeContext, Encoded, Row, Task, UnusableRow, VariantConfig
+from distft.plugin import (
+    EncodeContext,
+    Encoded,
+    LossSettings,
+    Row,
+    Task,
+    UnusableRow,
+    VariantConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +41,7 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     return Encoded(ids, [] if label is None else [context.labels.index(label)], truncated)
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
     from torch.nn import functional
 
     return functional.cross_entropy(
@@ -41,11 +49,13 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) ->
         labels,
         reduction="sum",
         ignore_index=-100,
-        label_smoothing=label_smoothing,
+        label_smoothing=settings.label_smoothing,
     )
 
 
-def _score(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def _score(
+    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
     from torch.nn import functional
 
     losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
@@ -125,14 +135,15 @@ TASK = Task(
     summary="text classification, one label per text",
     source="BERT (Devlin et al. 2019), section 4.1: a linear layer on the pooled output",
     config=SeqClsConfig,
-    row="labelled_text",
+    rows=("labelled_text",),
     auto_class="AutoModelForSequenceClassification",
     peft_type="SEQ_CLS",
     new_head=True,
-    token_labels=False,
+    labels="class",
     headline="accuracy",
     key=lambda row: str(row["text"]),
     stratum=lambda row: row["label"],
+    classes=lambda row: [row["label"]],
     encode=_encode,
     num_targets=len,
     loss=_loss,

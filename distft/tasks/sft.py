@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from distft.errors import ConfigError
-from distft.plugin import EncodeContext, Encoded, Row, Task, UnusableRow, VariantConfig
+from distft.plugin import (
+    EncodeContext,
+    Encoded,
+    LossSettings,
+    Row,
+    Task,
+    UnusableRow,
+    VariantConfig,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,7 +92,7 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     return Encoded(ids, labels, truncated)
 
 
-def _num_targets(labels: Sequence[int]) -> int:
+def _num_targets(labels: Sequence[float]) -> int:
     return sum(1 for label in labels[1:] if label != -100)
 
 
@@ -106,11 +114,13 @@ def _token_losses(
     return losses.view_as(targets), shifted, targets
 
 
-def _loss(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    return _token_losses(logits, labels, label_smoothing)[0].sum()
+def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+    return _token_losses(logits, labels, settings.label_smoothing)[0].sum()
 
 
-def _score(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+def _score(
+    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
     losses, shifted, targets = _token_losses(logits, labels, 0.0)
     trained = targets != -100
     return {
@@ -181,14 +191,13 @@ TASK = Task(
     summary="instruction tuning on conversations, loss on the answers only",
     source="InstructGPT (Ouyang et al. 2022), section 3.5, step 1",
     config=SftConfig,
-    row="conversation",
+    rows=("conversation",),
     auto_class="AutoModelForCausalLM",
     peft_type="CAUSAL_LM",
     new_head=False,
-    token_labels=True,
+    labels="tokens",
     headline="token_accuracy",
     key=lambda row: json.dumps(row["messages"], ensure_ascii=False, sort_keys=True),
-    stratum=lambda row: None,
     encode=_encode,
     num_targets=_num_targets,
     loss=_loss,

@@ -23,7 +23,7 @@ from distft.config_sections import TrainConfig
 from distft.hf import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint
-from distft.train.optimizer import build_optimizer, state_keys
+from distft.train.optimizer import build_optimizer, set_rate, state_keys
 
 
 def ds_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class DeepSpeedEngine:
         import deepspeed
 
         self._train: TrainConfig = config.train
-        self._stage = plan.zero_stage
+        self._stage, self._steps = plan.zero_stage, plan.total_steps
         self._deepspeed = deepspeed
         backend = "nccl" if plan.device == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
@@ -93,7 +93,7 @@ class DeepSpeedEngine:
         self._engine, *_ = deepspeed.initialize(
             model=module,
             model_parameters=trainable,
-            optimizer=build_optimizer(module, config.train, plan.learning_rate),
+            optimizer=build_optimizer(module, config, plan.learning_rate),
             config=settings,
         )
         self.module: nn.Module = self._engine.module
@@ -104,11 +104,8 @@ class DeepSpeedEngine:
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits of a micro-batch."""
-        device = self._engine.device
-        logits: torch.Tensor = self._engine(
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=batch["attention_mask"].to(device),
-        ).logits
+        inputs = {key: batch[key].to(self._engine.device) for key in batch if key != "labels"}
+        logits: torch.Tensor = self._engine(**inputs).logits
         return logits
 
     def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
@@ -117,10 +114,9 @@ class DeepSpeedEngine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, step: int) -> float:
         """Clip, update the weights, clear the gradients; return the norm before clipping."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._engine.optimizer.param_groups, learning_rate, step / self._steps)
         norm = None
         if self._stage == 0:
             gradients = [p.grad for p in self._trainable if p.grad is not None]

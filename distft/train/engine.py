@@ -51,11 +51,12 @@ class Engine(Evaluated, Protocol):
         """
         ...
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, step: int) -> float:
         """Clip, update the weights, clear the gradients.
 
         Args:
             learning_rate: Of this step.
+            step: Its number, counted from 0.
 
         Returns:
             The global gradient norm before clipping.

@@ -12,7 +12,7 @@ from distft.data.order import eval_plan
 from distft.data.shards import Sample
 from distft.errors import TrainError
 from distft.plugin import Task
-from distft.train.batch import collate
+from distft.train.batch import Collator
 from distft.train.engine import Evaluated
 
 
@@ -36,7 +36,7 @@ def evaluate(
     labels: Sequence[str],
     *,
     batch_size: int,
-    pad_id: int,
+    collate: Collator,
 ) -> dict[str, Any]:
     """Return the metrics of a split; called by all ranks, the same on each.
 
@@ -46,7 +46,7 @@ def evaluate(
         reader: The rows.
         labels: Class names in id order.
         batch_size: Rows of one rank's batch.
-        pad_id: Padding token.
+        collate: Pads the rows.
 
     Returns:
         The task's metrics, each name prefixed `eval_`.
@@ -60,9 +60,9 @@ def evaluate(
     engine.module.eval()
     with torch.no_grad():
         for batch_ids in eval_plan(rows, engine.rank, engine.world_size, batch_size):
-            batch = collate(reader.read(batch_ids), task, pad_id)
+            batch = collate(reader.read(batch_ids))
             logits = engine.forward(batch)
-            scores = task.score(logits, batch["labels"].to(logits.device))
+            scores = task.score(logits, batch["labels"].to(logits.device), labels)
             if batch_ids:
                 ids.extend(batch_ids)
                 for key, values in scores.items():

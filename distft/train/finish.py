@@ -9,7 +9,6 @@ from torch import nn
 from distft.errors import TrainError
 from distft.records import Metrics, write_json
 from distft.train import checkpoint
-from distft.train.batch import collate
 from distft.train.checkpoint import Position
 from distft.train.engine import Engine
 from distft.train.evaluate import evaluate
@@ -32,7 +31,7 @@ def evaluate_split(job: Job, engine: Engine, split: str) -> Metrics:
     """
     size = job.config.train.per_device_eval_batch_size
     reader = job.readers[split]
-    return evaluate(engine, job.task, reader, job.labels, batch_size=size, pad_id=job.pad_id)
+    return evaluate(engine, job.task, reader, job.labels, batch_size=size, collate=job.collate)
 
 
 def check_changed(engine: Engine, before: dict[str, float]) -> list[str]:
@@ -123,7 +122,7 @@ def _probe(job: Job, engine: Engine) -> None:
     """Record what the trained model says of a few rows, for every later export to be held to."""
     reader = job.readers["test"]
     rows = reader.read(range(min(PROBE_ROWS, sum(reader.row_groups))))
-    batch = collate(rows, job.task, job.pad_id)
+    batch = job.collate(rows)
     engine.module.eval()
     with torch.no_grad():
         logits = engine.forward(batch).float().cpu().contiguous()

@@ -28,10 +28,8 @@ class InferenceEngine:
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits of a batch."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            logits: torch.Tensor = self.module(
-                input_ids=batch["input_ids"].to(self.device),
-                attention_mask=batch["attention_mask"].to(self.device),
-            ).logits
+            inputs = {key: batch[key].to(self.device) for key in batch if key != "labels"}
+            logits: torch.Tensor = self.module(**inputs).logits
         return logits
 
     def gather(self, value: Any) -> list[Any]:

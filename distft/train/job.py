@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 
 from distft import hf, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
-from distft.data.manifest import load_manifest
+from distft.data.manifest import Manifest, load_manifest
 from distft.data.order import StepPlan, plan_steps
 from distft.data.shards import Sample, SplitReader
 from distft.plan import Plan
-from distft.plugin import Task
+from distft.plugin import LossSettings, Task
+from distft.train.batch import Collator, make_collator
 from distft.train.engine import Engine
 from distft.train.model import Load, builder
 
@@ -47,7 +49,8 @@ class Job:
     labels: list[str]
     run_dir: Path
     config_hash: str
-    pad_id: int
+    collate: Collator
+    loss_settings: LossSettings
     readers: dict[str, SplitReader]
     """Of the split eval and, unless it is a search trial, test."""
     steps: Callable[[int], Steps]
@@ -88,18 +91,29 @@ def make_job(
         )
         return read(reader, plans)
 
+    task, labels = plugin.tasks()[config.task.name], list(manifest.labels)
     splits = ("eval", "test") if order.rungs is None else ("eval",)
     return Job(
         config=config,
         plan=plan,
-        task=plugin.tasks()[config.task.name],
-        labels=list(manifest.labels),
+        task=task,
+        labels=labels,
         run_dir=order.run_dir,
         config_hash=order.config_hash,
-        pad_id=hf.load_tokenizer(config.model).pad_token_id,
+        collate=make_collator(config, task, labels),
+        loss_settings=_loss_settings(config, task, manifest),
         readers={split: SplitReader(order.data_root, manifest, split) for split in splits},
         steps=steps,
         rungs=None if order.rungs is None else frozenset(order.rungs),
+    )
+
+
+def _loss_settings(config: RunConfig, task: Task, manifest: Manifest) -> LossSettings:
+    counts = manifest.splits["train"].label_counts
+    weights = task.class_weights(config.task, manifest.labels, counts)
+    return LossSettings(
+        label_smoothing=config.train.label_smoothing_factor,
+        class_weights=None if weights is None else torch.tensor(weights),
     )
 
 
@@ -117,7 +131,7 @@ def make_engine(job: Job, load: Load = hf.load_model) -> Engine:
     if job.plan.engine == "torch":
         from distft.train.torch_engine import TorchEngine
 
-        return TorchEngine(build, job.config.train, job.plan)
+        return TorchEngine(build, job.config, job.plan)
     # Its import takes seconds, which a process of the torch engine need not pay.
     from distft.train.deepspeed_engine import DeepSpeedEngine
 

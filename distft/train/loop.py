@@ -19,7 +19,6 @@ from distft.data.shards import Sample
 from distft.errors import TrainError
 from distft.records import Metrics
 from distft.train import checkpoint
-from distft.train.batch import collate
 from distft.train.best import compare, stopped
 from distft.train.checkpoint import Position
 from distft.train.engine import Engine
@@ -126,11 +125,11 @@ def _step(
         raise TrainError(f"Step {step_plan.step + 1} has no target to train on.")
     local_loss = 0.0
     for index, samples in enumerate(micro_batches):
-        batch = collate(samples, job.task, job.pad_id)
+        batch = job.collate(samples, step_plan.step)
         _seed_dropout(job.config.train.seed, step_plan.step, index, engine.rank)
         logits = engine.forward(batch)
         labels = batch["labels"].to(logits.device)
-        loss_sum = job.task.loss(logits, labels, job.config.train.label_smoothing_factor)
+        loss_sum = job.task.loss(logits, labels, job.loss_settings)
         engine.backward(loss_sum, step_targets)
         local_loss += loss_sum.item()
     loss = engine.sum([local_loss])[0] / step_targets
@@ -147,7 +146,7 @@ def _step(
             f"The loss of step {step_plan.step + 1} is {loss} at learning rate {rate:g}.",
             "Lower train.learning_rate or raise train.warmup_steps, then add --fresh.",
         )
-    norm = engine.step(rate)
+    norm = engine.step(rate, step_plan.step)
     return loss, norm, rate, time.perf_counter() - started, step_tokens
 
 

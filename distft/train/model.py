@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from distft import hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
-from distft.plugin import Task
+from distft.plugin import Quantization, Task
 
 
 class Load(Protocol):
@@ -28,6 +28,7 @@ class Load(Protocol):
         *,
         seed: int,
         gather: hf.Gather,
+        quantization: Quantization | None,
     ) -> PreTrainedModel:
         """Return the model, the caller's own to change."""
         ...
@@ -52,6 +53,7 @@ class Pristine:
         *,
         seed: int,
         gather: hf.Gather,
+        quantization: Quantization | None,
     ) -> PreTrainedModel:
         """Return a copy of the model, which is read from its files only when it is another one.
 
@@ -61,14 +63,17 @@ class Pristine:
             labels: Class names in id order.
             seed: Seeds the new weights.
             gather: As for `hf.load_model`.
+            quantization: As for `hf.load_model`.
 
         Returns:
             The caller's own copy.
         """
-        key = repr((model, task.name, list(labels), seed))
+        key = repr((model, task.name, list(labels), seed, quantization))
         if self.model is None or key != self._key:
             self.model = None
-            self.model = hf.load_model(model, task, labels, seed=seed, gather=gather)
+            self.model = hf.load_model(
+                model, task, labels, seed=seed, gather=gather, quantization=quantization
+            )
             self._key = key
         return copy.deepcopy(self.model)
 
@@ -89,13 +94,14 @@ def builder(
     """
 
     def build(gather: hf.Gather | None) -> nn.Module:
-        task = plugin.tasks()[config.task.name]
+        task, method = plugin.tasks()[config.task.name], plugin.methods()[config.method.name]
         model = load(
             config.model,
             task,
             labels,
             seed=config.train.seed,
             gather=gather or (lambda parameters: contextlib.nullcontext()),
+            quantization=method.quantization(config.method),
         )
         if config.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -103,6 +109,6 @@ def builder(
             model.enable_input_require_grads()
             model.config.use_cache = False
         torch.manual_seed(config.train.seed)
-        return plugin.methods()[config.method.name].attach(model, config.method, task)
+        return method.attach(model, config.method, task)
 
     return build

@@ -1,30 +1,46 @@
-"""The optimizer both engines use: AdamW or SGD over two groups, with and without weight decay."""
+"""The optimizer both engines use: AdamW or SGD over groups that differ in weight decay and pace."""
 
 from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
+from distft import plugin
+from distft.config import RunConfig
 from distft.config_sections import TrainConfig
+from distft.plugin import Pace
 
 
 def build_optimizer(
-    module: nn.Module, train: TrainConfig, learning_rate: float
+    module: nn.Module, config: RunConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
     """Return the optimizer over the trainable parameters.
 
     Args:
         module: What is trained.
-        train: The section of the configuration.
-        learning_rate: Peak rate; the loop sets the rate of every step.
+        config: Of the run; its method says which parameters have a pace of their own.
+        learning_rate: Peak rate; `set_rate` sets the rate of every step.
 
     Returns:
         AdamW (decoupled decay) or SGD with momentum; biases and norms do not decay.
     """
+    train = config.train
+    paces = plugin.methods()[config.method.name].paces(module, config.method)
+    found: dict[tuple[Pace, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            # A partitioned tensor has no shape of its own; DeepSpeed keeps the whole one.
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            plain = len(shape) < 2 or name.endswith("bias")
+            decay = 0.0 if plain else train.weight_decay
+            found[paces.get(name, Pace()), decay].append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in zip(decay_groups(module), (train.weight_decay, 0.0), strict=True)
-        if parameters
+        {"params": parameters, "weight_decay": decay, "pace": pace}
+        for (pace, decay), parameters in found.items()
     ]
     if train.optim == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=train.sgd_momentum)
@@ -34,6 +50,19 @@ def build_optimizer(
         betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_epsilon,
     )
+
+
+def set_rate(groups: Iterable[dict[str, Any]], learning_rate: float, done: float) -> None:
+    """Set the rate of a step.
+
+    Args:
+        groups: Parameter groups of the optimizer.
+        learning_rate: Of the run at this step.
+        done: Share of the run's steps before this one; a group that starts later stands still.
+    """
+    for group in groups:
+        pace = group["pace"]
+        group["lr"] = learning_rate * pace.scale if done >= pace.start else 0.0
 
 
 def state_keys(train: TrainConfig) -> tuple[str, ...]:
@@ -48,23 +77,3 @@ def state_keys(train: TrainConfig) -> tuple[str, ...]:
     if train.optim == "sgd":
         return ("momentum_buffer",) if train.sgd_momentum else ()
     return ("exp_avg", "exp_avg_sq")
-
-
-def decay_groups(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trainable parameters that decay, and those that do not.
-
-    Args:
-        module: What is trained.
-
-    Returns:
-        (matrices, biases and norms). Shapes are unknown to a partitioned tensor, so DeepSpeed's
-        record of the full shape is used where there is one.
-    """
-    decayed: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            shape = getattr(parameter, "ds_shape", parameter.shape)
-            plain = len(shape) < 2 or name.endswith("bias")
-            (rest if plain else decayed).append(parameter)
-    return decayed, rest

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from distft.config_sections import TrainConfig
+from distft import plugin
+from distft.config import RunConfig
 from distft.hf import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint
-from distft.train.optimizer import build_optimizer, state_keys
+from distft.train.optimizer import build_optimizer, set_rate, state_keys
 
 
 class TorchEngine:
@@ -22,34 +23,37 @@ class TorchEngine:
     world_size = 1
 
     def __init__(
-        self, build: Callable[[Gather | None], nn.Module], train: TrainConfig, plan: Plan
+        self, build: Callable[[Gather | None], nn.Module], config: RunConfig, plan: Plan
     ) -> None:
         self.device = torch.device(plan.device)
         self.module = build(None).to(self.device)
-        self._train = train
-        self._optimizer = build_optimizer(self.module, train, plan.learning_rate)
+        self._train, self._steps = config.train, plan.total_steps
+        self._optimizer = build_optimizer(self.module, config, plan.learning_rate)
+        make = plugin.methods()[config.method.name].allocator
+        self._allocator = make and make(self.module, config.method, plan.total_steps)
         self._trainable = [p for p in self.module.parameters() if p.requires_grad]
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits of a micro-batch."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._train.bf16):
-            logits: torch.Tensor = self.module(
-                input_ids=batch["input_ids"].to(self.device),
-                attention_mask=batch["attention_mask"].to(self.device),
-            ).logits
+            inputs = {key: batch[key].to(self.device) for key in batch if key != "labels"}
+            logits: torch.Tensor = self.module(**inputs).logits
         return logits
 
     def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
         """Add the gradient of loss_sum / step_targets."""
         (loss_sum / step_targets).backward()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, step: int) -> float:
         """Clip, update the weights, clear the gradients; return the norm before clipping."""
+        if self._allocator:
+            self._allocator.penalty().backward()
         limit = self._train.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self._trainable, limit)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._optimizer.param_groups, learning_rate, step / self._steps)
         self._optimizer.step()
+        if self._allocator:
+            self._allocator.after_step(step)
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
@@ -68,6 +72,8 @@ class TorchEngine:
                 tensors = {"param": parameter.detach()}
                 stored = self._optimizer.state.get(parameter, {})
                 tensors |= {key: stored[key] for key in state_keys(self._train) if key in stored}
+                if self._allocator:
+                    tensors |= self._allocator.state(name)
                 yield name, {k: v.to("cpu", torch.float32, copy=True) for k, v in tensors.items()}
 
     def load_state(self, read: StateReader, step: int, *, optimizer: bool = True) -> None:
@@ -84,6 +90,8 @@ class TorchEngine:
                     stored[key] = tensors[key].to(parameter.device, parameter.dtype, copy=True)
                 if self._train.optim == "adamw_torch":
                     stored["step"] = torch.tensor(float(step))
+                if self._allocator:
+                    self._allocator.load_state(name, tensors)
 
     def fingerprints(self) -> dict[str, float]:
         """Return a number per parameter that changes with it."""

@@ -119,7 +119,7 @@ def write_shards(root: Path, task: str, labels: list[str], rows: Iterator[tuple[
     """Write prepared data of ROWS rows per split, each (input ids, labels)."""
     from distft import plugin
     from distft.data.manifest import Manifest, TokenizerInfo, save_manifest
-    from distft.data.shards import ENCODED, ShardWriter
+    from distft.data.shards import ShardWriter, encoded_schema
 
     splits = {}
     for split, count in ROWS.items():
@@ -127,11 +127,12 @@ def write_shards(root: Path, task: str, labels: list[str], rows: Iterator[tuple[
         table = {
             "input_ids": [ids for ids, _ in chosen],
             "labels": [targets for _, targets in chosen],
+            "second": [0] * count,
             "truncated": [False] * count,
             "targets": [plugin.tasks()[task].num_targets(targets) for _, targets in chosen],
         }
-        writer = ShardWriter(root, split)
-        writer.add(pa.table(table, schema=ENCODED))
+        writer = ShardWriter(root, split, plugin.tasks()[task], len(labels))
+        writer.add(pa.table(table, schema=encoded_schema(plugin.tasks()[task])))
         splits[split] = writer.close()
     manifest = Manifest(
         key=root.name,

@@ -16,17 +16,14 @@ from distft.config import RunConfig
 from distft.config_file import parse
 from distft.data import resolve
 from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_manifest
-from distft.data.order import plan_steps
-from distft.data.shards import ENCODED, ShardWriter, SplitReader, read_steps
+from distft.data.shards import ShardWriter, encoded_schema, read_steps
 from distft.data.stats import stats_of
 from distft.launch import preflight
 from distft.plan import Plan, batch_sizes, make_plan
 from distft.plugin import EncodeContext, Row
 from distft.records import RunRecord
-from distft.train.job import Job
+from distft.train.job import Order, make_engine, make_job
 from distft.train.loop import train
-from distft.train.model import builder
-from distft.train.torch_engine import TorchEngine
 
 ROWS = {"train": 24, "eval": 6, "test": 6}
 _WORDS = {"bad": "poor dull", "good": "great fine", "\u4e00\u822c": "plain so-so"}
@@ -66,7 +63,8 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
 def prepare(config: RunConfig, rows: list[Row]) -> Path:
     """Tokenize rows into shards as `prepare` does, without Ray."""
     task = plugin.tasks()[config.task.name]
-    labels = [] if task.token_labels else sorted({row["label"] for row in rows})
+    classes = task.classes
+    labels = sorted({name for row in rows for name in classes(row)}) if classes else []
     context = EncodeContext(resolve.cutoff_len(config), labels)
     tokenizer = hf.load_tokenizer(config.model)
     key = resolve.prepared_key(config, task, config.data.format or "")
@@ -74,15 +72,16 @@ def prepare(config: RunConfig, rows: list[Row]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     pending, splits = iter(rows), {}
     for split, count in ROWS.items():
-        writer = ShardWriter(root, split)
-        table: dict[str, list[Any]] = {name: [] for name in ENCODED.names}
+        writer = ShardWriter(root, split, task, len(labels))
+        table: dict[str, list[Any]] = {name: [] for name in encoded_schema(task).names}
         for _ in range(count):
             encoded = task.encode(next(pending), tokenizer, context)
             table["input_ids"].append(encoded.input_ids)
             table["labels"].append(encoded.labels)
+            table["second"].append(encoded.second)
             table["truncated"].append(encoded.truncated)
             table["targets"].append(task.num_targets(encoded.labels))
-        writer.add(pa.table(table, schema=ENCODED))
+        writer.add(pa.table(table, schema=encoded_schema(task)))
         splits[split] = writer.close()
     manifest = Manifest(
         key=key,
@@ -105,7 +104,7 @@ def config_of(
     folder: Path, name: str, model: str, task: str, method: dict[str, Any], **train: Any
 ) -> tuple[RunConfig, list[Row]]:
     """A configuration on rows written beside it."""
-    labelled_task = plugin.tasks()[task].row == "labelled_text"
+    labelled_task = "labelled_text" in plugin.tasks()[task].rows
     rows = labelled() if labelled_task else conversations()
     config = parse(
         {
@@ -155,36 +154,15 @@ def finished_run(
     config, rows = config_of(folder, name, model, task, method, **train_section)
     root = prepare(config, rows)
     made, record = start(config, root)
-    manifest = load_manifest(root)
-    readers = {split: SplitReader(root, manifest, split) for split in ROWS}
-
-    def steps(first: int) -> Any:
-        plans = plan_steps(
-            seed=config.train.seed,
-            row_groups=readers["train"].row_groups,
-            lengths=readers["train"].lengths,
-            global_batch_size=made.global_batch_size,
-            micro_batch_size=made.per_device_train_batch_size,
-            accumulation=made.gradient_accumulation_steps,
-            world_size=1,
-            rank=0,
-            start_step=first,
-            total_steps=made.total_steps,
-        )
-        return read_steps(readers["train"], plans)
-
-    job = Job(
-        config=config,
+    order = Order(
+        config=config.dump(),
         plan=made,
-        task=plugin.tasks()[task],
-        labels=list(manifest.labels),
         run_dir=config.run_dir,
+        data_root=root,
         config_hash=record.config_hash,
-        pad_id=hf.load_tokenizer(config.model).pad_token_id,
-        readers=readers,
-        steps=steps,
     )
-    engine = TorchEngine(builder(config, job.labels), config.train, made)
+    job = make_job(order, 0, read_steps)
+    engine = make_engine(job)
     lines = list(train(job, engine))
     losses = [line["eval_loss"] for line in lines if "eval_loss" in line]
     assert min(losses[1:]) < losses[0], "a model that learnt nothing proves nothing"

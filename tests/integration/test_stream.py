@@ -9,28 +9,38 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distft import plugin
 from distft.data import stream as module
 from distft.data.manifest import Manifest, TokenizerInfo, save_manifest
 from distft.data.order import StepPlan, plan_steps
-from distft.data.shards import ENCODED, Sample, ShardWriter, SplitReader, open_split, read_steps
+from distft.data.shards import (
+    Sample,
+    ShardWriter,
+    SplitReader,
+    encoded_schema,
+    open_split,
+    read_steps,
+)
 from distft.data.stream import stream
 
 Step = tuple[StepPlan, list[list[Sample]]]
 
 ROWS = 1500
+TASK = plugin.tasks()["sft"]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(root, "train")
+    writer = ShardWriter(root, "train", TASK, 0)
     rng = np.random.default_rng(7)
     rows = []
     for i in range(ROWS):
         ids = [i, *rng.integers(0, 1000, rng.integers(1, 40)).tolist()]
         labels = [-100] * len(ids)
-        rows.append({"input_ids": ids, "labels": labels, "truncated": False, "targets": 1})
-    writer.add(pa.Table.from_pylist(rows, schema=ENCODED))
+        row = {"input_ids": ids, "labels": labels, "second": 0, "truncated": False}
+        rows.append({**row, "targets": 1})
+    writer.add(pa.Table.from_pylist(rows, schema=encoded_schema(TASK)))
     manifest = Manifest(
         key="k",
         task="sft",

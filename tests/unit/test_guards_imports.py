@@ -24,6 +24,7 @@ LAYERS = (
     ("train",),
     ("data", "plan", "run_dir"),
     ("hf", "assets", "capacity"),
+    ("compat",),
     ("config", "config_file", "config_sections"),
     ("methods", "tasks", "formats"),
     ("plugin", "records", "space"),

@@ -10,23 +10,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distft import plugin
 from distft.data import shards as module
 from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_manifest
 from distft.data.order import StepPlan
-from distft.data.shards import ENCODED, SCHEMA, ShardWriter, SplitReader, read_steps
+from distft.data.shards import ShardWriter, SplitReader, encoded_schema, read_steps, schema
 from distft.errors import DataError
+
+TASK = plugin.tasks()["seq_cls"]
 
 
 def row(i: int) -> dict[str, Any]:
     ids = list(range(i, i + 1 + i % 5))
-    return {"input_ids": ids, "labels": [i % 3], "truncated": i % 7 == 0, "targets": 1}
+    labels, second = [i % 3], i % 5 // 2
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "second": second,
+        "truncated": i % 7 == 0,
+        "targets": 1,
+    }
 
 
 def make(root: Path, rows: int, per_call: int = 100) -> Manifest:
-    writer = ShardWriter(root, "train")
+    writer = ShardWriter(root, "train", TASK, 3)
     for first in range(0, rows, per_call):
         table = [row(i) for i in range(first, min(first + per_call, rows))]
-        writer.add(pa.Table.from_pylist(table, schema=ENCODED))
+        writer.add(pa.Table.from_pylist(table, schema=encoded_schema(TASK)))
     manifest = Manifest(
         key="k",
         task="seq_cls",
@@ -63,6 +73,7 @@ def test_what_is_written_is_read(tmp_path: Path, rows: int, per_call: int) -> No
     assert info.tokens == sum(1 + i % 5 for i in range(rows))
     assert info.truncated == sum(i % 7 == 0 for i in range(rows))
     assert info.max_length == min(rows, 5)
+    assert info.label_counts == [sum(i % 3 == label for i in range(rows)) for label in range(3)]
     reader = SplitReader(tmp_path, load_manifest(tmp_path), "train")
     ids = np.random.default_rng(0).permutation(rows).tolist()
     assert reader.lengths(ids).tolist() == [1 + i % 5 for i in ids]
@@ -70,6 +81,7 @@ def test_what_is_written_is_read(tmp_path: Path, rows: int, per_call: int) -> No
         assert sample.sample_id == i
         assert sample.input_ids.tolist() == row(i)["input_ids"]
         assert sample.labels.tolist() == [i % 3]
+        assert sample.second == i % 5 // 2
         assert sample.input_ids.dtype == sample.labels.dtype == np.int32
 
 
@@ -78,7 +90,7 @@ def test_files_hold_the_documented_columns(tmp_path: Path) -> None:
     manifest = make(tmp_path, 100)
     first, second = manifest.splits["train"].shards
     file = pq.ParquetFile(tmp_path / second.file)
-    assert file.schema_arrow.equals(SCHEMA)
+    assert file.schema_arrow.equals(schema(TASK))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 4]
     table = pq.read_table(tmp_path / second.file)
     assert table["sample_id"].to_pylist() == list(range(64, 100))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distft import hf, plugin
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError
-from distft.plugin import EncodeContext, Row, UnusableRow
+from distft.plugin import EncodeContext, LossSettings, Row, UnusableRow
 
 SEQ_CLS = plugin.tasks()["seq_cls"]
 SFT = plugin.tasks()["sft"]
@@ -50,8 +50,10 @@ def test_seq_cls_loss_by_hand(smoothing: float) -> None:
         for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
         if label != -100
     )
-    assert SEQ_CLS.loss(logits, labels, smoothing).item() == pytest.approx(by_hand, rel=1e-5)
-    assert SEQ_CLS.loss(logits.bfloat16(), labels, smoothing).dtype == torch.float32
+    assert SEQ_CLS.loss(logits, labels, LossSettings(smoothing)).item() == pytest.approx(
+        by_hand, rel=1e-5
+    )
+    assert SEQ_CLS.loss(logits.bfloat16(), labels, LossSettings(smoothing)).dtype == torch.float32
 
 
 def test_a_dummy_batch_adds_nothing_to_loss_or_gradient() -> None:
@@ -60,7 +62,7 @@ def test_a_dummy_batch_adds_nothing_to_loss_or_gradient() -> None:
         (SFT, (1, 8, 4), torch.full((1, 8), -100)),
     ):
         logits = numbers(*shape).requires_grad_()
-        loss = task.loss(logits, labels, 0.1)
+        loss = task.loss(logits, labels, LossSettings(0.1))
         loss.backward()
         assert loss.item() == 0.0
         assert logits.grad is not None
@@ -74,7 +76,7 @@ def test_seq_cls_metrics_are_sklearns() -> None:
     logits = numbers(60, 4)
     logits[:, 3] -= 20
     labels = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(2))
-    scores = {key: value.numpy() for key, value in SEQ_CLS.score(logits, labels).items()}
+    scores = {key: value.numpy() for key, value in SEQ_CLS.score(logits, labels, []).items()}
     found = SEQ_CLS.metrics(scores, names)
     guess = logits.argmax(-1).numpy()
     truth = labels.numpy()
@@ -101,7 +103,7 @@ def test_seq_cls_metrics_are_sklearns() -> None:
 
 def test_seq_cls_metrics_know_classes_a_split_lacks() -> None:
     logits, labels = numbers(5, 3), torch.zeros(5, dtype=torch.long)
-    scores = {key: value.numpy() for key, value in SEQ_CLS.score(logits, labels).items()}
+    scores = {key: value.numpy() for key, value in SEQ_CLS.score(logits, labels, []).items()}
     found = SEQ_CLS.metrics(scores, ["a", "b", "c"])
     assert found["majority_accuracy"] == 1.0
     assert np.array(found["confusion"]["matrix"]).shape == (3, 3)
@@ -131,7 +133,9 @@ def test_sft_loss_by_hand(smoothing: float) -> None:
         if labels[row, place] != -100
     ]
     assert len(terms) == 4
-    assert SFT.loss(logits, labels, smoothing).item() == pytest.approx(math.fsum(terms), rel=1e-5)
+    assert SFT.loss(logits, labels, LossSettings(smoothing)).item() == pytest.approx(
+        math.fsum(terms), rel=1e-5
+    )
     assert sum(SFT.num_targets(row) for row in labels.tolist()) == 4
 
 
@@ -143,14 +147,16 @@ def test_sft_loss_is_the_models_own(chat_llama: Path) -> None:
     labels = ids.masked_fill(torch.arange(12) < 5, -100)
     with torch.inference_mode():
         output = model(input_ids=ids, labels=labels)
-    ours = SFT.loss(output.logits, labels, 0.0) / sum(map(SFT.num_targets, labels.tolist()))
+    ours = SFT.loss(output.logits, labels, LossSettings()) / sum(
+        map(SFT.num_targets, labels.tolist())
+    )
     assert ours.item() == pytest.approx(output.loss.item(), rel=1e-5)
 
 
 def test_sft_metrics_weigh_tokens_not_rows() -> None:
     logits = numbers(3, 6, 5)
     labels = torch.tensor([[-100, 1, 2, 3, 4, 0], [-100] * 5 + [2], [-100, 4, 4, -100, -100, -100]])
-    columns = {key: value.numpy() for key, value in SFT.score(logits, labels).items()}
+    columns = {key: value.numpy() for key, value in SFT.score(logits, labels, []).items()}
     found = SFT.metrics(columns, [])
     places = [(r, c) for r in range(3) for c in range(1, 6) if labels[r, c] != -100]
     losses = [cross_entropy(logits[r, c - 1].tolist(), int(labels[r, c]), 0.0) for r, c in places]

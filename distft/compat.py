@@ -1,0 +1,96 @@
+"""What a method cannot be combined with: rules of the methods' own files, checked in a plan.
+
+Each rule is a pair: a method, as it is configured, and one setting. `distft methods --matrix` shows
+them all; a plan refuses a pair before anything is started and names the nearest setting allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distft import plugin
+from distft.config import RunConfig
+from distft.errors import PlanError
+
+STAGES = tuple(f"cluster.zero_stage={stage}" for stage in range(4))
+CHECKPOINTING = "train.gradient_checkpointing=true"
+DEEPSPEED = "engine=deepspeed"
+"""More than one worker, ZeRO 1-3 or offloading; else one process trains with plain torch."""
+
+_REMEDIES = {
+    CHECKPOINTING: "Set train.gradient_checkpointing=false.",
+    "train.bf16=true": "Set train.bf16=false.",
+    "model.dtype=bfloat16": "Set model.dtype=float32, with train.bf16=true for speed.",
+    "cluster.offload=cpu": "Set cluster.offload=none.",
+    DEEPSPEED: "Set cluster.num_workers=1 and leave zero_stage and offload out.",
+}
+
+
+def settings() -> list[str]:
+    """Return everything a method may refuse, as `key=value`."""
+    return [*(f"task={task}" for task in plugin.tasks()), *STAGES, *_REMEDIES]
+
+
+def matrix() -> dict[str, dict[str, str]]:
+    """Return what every method with its default keys refuses.
+
+    Returns:
+        Method -> {setting: why}; a setting that is absent is allowed.
+    """
+    return {
+        name: dict(method.refuses(method.config.model_validate({"name": name})))
+        for name, method in plugin.methods().items()
+    }
+
+
+def refused(config: RunConfig) -> Mapping[str, str]:
+    """Return the settings that the configured method refuses.
+
+    Args:
+        config: With its method.
+
+    Returns:
+        Setting -> why.
+    """
+    return plugin.methods()[config.method.name].refuses(config.method)
+
+
+def check(config: RunConfig, *, zero_stage: int, engine: str) -> None:
+    """Refuse what does not go together.
+
+    Args:
+        config: With its task resolved.
+        zero_stage: Of the plan.
+        engine: Of the plan.
+
+    Raises:
+        PlanError: A rule forbids a setting; the hint names the nearest that is allowed.
+    """
+    rules = refused(config)
+    chosen = {
+        f"task={config.task.name}",
+        f"cluster.zero_stage={zero_stage}",
+        f"engine={engine}",
+        f"model.dtype={config.model.dtype}",
+        f"cluster.offload={config.cluster.offload}",
+        f"train.gradient_checkpointing={str(config.train.gradient_checkpointing).lower()}",
+        f"train.bf16={str(config.train.bf16).lower()}",
+    }
+    for setting, reason in rules.items():
+        if setting in chosen:
+            raise PlanError(
+                f"Method {config.method.name} does not go with {setting}: {reason}.",
+                _remedy(setting, rules),
+            )
+
+
+def _remedy(setting: str, rules: Mapping[str, str]) -> str:
+    if setting in _REMEDIES:
+        return _REMEDIES[setting]
+    if setting in STAGES:
+        asked = STAGES.index(setting)
+        allowed = [stage for stage in range(4) if STAGES[stage] not in rules]
+        nearest = min(allowed, key=lambda stage: abs(stage - asked), default=None)
+        return "" if nearest is None else f"Set cluster.zero_stage={nearest}."
+    able = [name for name, refuses in matrix().items() if setting not in refuses]
+    return f"Methods that do: {', '.join(able)}."
