@@ -30,13 +30,20 @@ Row = dict[str, Any]
 """A canonical row: what a format makes of a raw one and a task encodes (see `Task.row`)."""
 
 RowKind = Literal[
-    "labelled_text", "rated_text", "tagged_words", "plain_text", "text_to_text", "conversation"
+    "labelled_text",
+    "multi_labelled_text",
+    "rated_text",
+    "tagged_words",
+    "plain_text",
+    "text_to_text",
+    "conversation",
 ]
-"""`labelled_text`: {"text": str, "label": str or None} with one label, {"text": str, "labels":
-[str, ...] or None} with any number; `rated_text`: {"text": str, "value": float or None}; both may
-hold "pair", a second text; `tagged_words`: {"words": [str, ...], "tags": [str, ...] or None};
-`plain_text`: {"text": str}; `text_to_text`: {"source": str, "target": str or None};
-`conversation`: {"messages": [{"role": "system" | "user" | "assistant", "content": str}, ...]}."""
+"""`labelled_text`: {"text": str, "label": str or None}; `multi_labelled_text`: {"text": str,
+"labels": [str, ...] or None}, any number of them; `rated_text`: {"text": str, "value": float or
+None}; these three may hold "pair", a second text; `tagged_words`: {"words": [str, ...], "tags":
+[str, ...] or None}; `plain_text`: {"text": str}; `text_to_text`: {"source": str, "target": str or
+None}; `conversation`: {"messages": [{"role": "system" | "user" | "assistant", "content": str},
+...]}."""
 
 
 class VariantConfig(BaseModel):
