@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from distft import __version__, plugin
+from distft import __version__, compat, plugin
 from distft.errors import ConfigError, DistftError, PlanError
 from distft.output import answer, lines, table
 
@@ -205,9 +205,17 @@ def init(
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
+def methods(
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="What each goes with, and why not (Markdown).")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the fine-tuning methods and their keys."""
     with answer(as_json) as show:
+        if matrix:
+            show(compat.matrix(), compat.table())
+            return
         rows = [
             {
                 "name": method.name,

@@ -43,6 +43,28 @@ def matrix() -> dict[str, dict[str, str]]:
     }
 
 
+def table() -> str:
+    """Return the matrix in Markdown: a table, and below it why."""
+    found, columns = matrix(), settings()
+    heads = [
+        setting.removeprefix("task=").rpartition(".")[2].removesuffix("=true")
+        for setting in columns
+    ]
+    lines = [_row(["method", *heads]), _row(["---"] * (len(heads) + 1))]
+    for name, refuses in found.items():
+        lines.append(_row([name, *("no" if column in refuses else "yes" for column in columns)]))
+    why = [
+        f"- `{name}` with `{setting}`: {reason}."
+        for name, refuses in found.items()
+        for setting, reason in refuses.items()
+    ]
+    return "\n".join([*lines, *([""] if why else []), *why])
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def refused(config: RunConfig) -> Mapping[str, str]:
     """Return the settings that the configured method refuses.
 

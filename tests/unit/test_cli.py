@@ -34,7 +34,7 @@ SURFACE = {
     "export": {"RUN", "DIR", "--merge", "--json"},
     "report": {"RUN", "--json"},
     "init": {"FILE", "--task", "--json"},
-    "methods": {"--json"},
+    "methods": {"--matrix", "--json"},
     "tasks": {"--json"},
     "formats": {"--json"},
     "doctor": {"--json"},
