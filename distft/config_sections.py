@@ -225,8 +225,9 @@ class TuneConfig(Section):
 
     num_trials: Annotated[int, Field(ge=1)] = 16
     """Trials, those stopped early, failed or reused included."""
-    methods: Annotated[list[Text], Field(min_length=1)] | None = None
-    """Methods to choose from; default: every one of `distft methods`."""
+    methods: Annotated[list[Text], Field(min_length=1)] | Literal["all"] | None = None
+    """Methods to choose from; all: every one that goes with the task; default: full, freeze and
+    lora."""
     space: dict[str, Any] = Field(default_factory=dict)
     """Dotted path -> {low, high, log}, a list of choices or a constant; wins over the methods' own
     ranges, such as {train.learning_rate: {low: 1e-5, high: 1e-3, log: true}, method.r: [4, 16]}."""
@@ -266,9 +267,9 @@ class TuneConfig(Section):
 
     @field_validator("methods")
     @classmethod
-    def _methods_are_known(cls, names: list[str] | None) -> list[str] | None:
+    def _methods_are_known(cls, names: list[str] | str | None) -> list[str] | str | None:
         known = plugin.methods()
-        for name in names or []:
+        for name in names if isinstance(names, list) else ():
             if name not in known:
                 raise ValueError(
                     f"unknown method {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"

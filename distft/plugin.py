@@ -224,6 +224,8 @@ class Method:
     """True: saved as a PEFT adapter beside the base; False: saved as a whole model."""
     merges: bool
     """True: an adapter that can be folded into the base weights."""
+    searched: bool = False
+    """True: a search tries it where `tune.methods` names none."""
     refuses: Callable[[VariantConfig], Mapping[str, str]] = lambda config: {}
     """config -> {setting it cannot be combined with: why}, such as `task=token_cls`,
     `cluster.zero_stage=3` or `train.gradient_checkpointing=true` (see `distft.compat`)."""

@@ -33,5 +33,6 @@ METHOD = Method(
     space={"train.learning_rate": Range(1e-6, 3e-4, log=True)},
     attach=_attach,
     adapter=False,
+    searched=True,
     merges=False,
 )

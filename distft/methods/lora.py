@@ -1,18 +1,21 @@
-"""LoRA: a low-rank update beside each frozen linear layer; a new head is trained and saved."""
+"""LoRA and its kin: a low-rank update beside each frozen linear layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from distft.errors import ConfigError
-from distft.plugin import Method, Task, VariantConfig
+from distft.plugin import Method, Pace, Task, VariantConfig
 from distft.space import Range
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+Start = bool | Literal["gaussian", "orthogonal", "pissa", "olora"]
+FastStart = Annotated[str, Field(pattern=r"^pissa_niter_[1-9][0-9]*$")]
 
 
 class LoraConfig(VariantConfig):
@@ -29,27 +32,41 @@ class LoraConfig(VariantConfig):
     """Dropout on the input of the update."""
     target_modules: str | list[str] = "all-linear"
     """`all-linear`, or names of linear modules, such as [q_proj, v_proj]."""
+    use_rslora: bool = False
+    """Scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023, arXiv 2312.03732)."""
+    use_dora: bool = False
+    """Train the length of each weight's columns besides (Liu et al. 2024, arXiv 2402.09353)."""
+    init_lora_weights: Start | FastStart = True
+    """`true`: as LoRA has it; `false`: random, so that the model is another at the start;
+    `gaussian`; `orthogonal`; `pissa`: the largest singular vectors of the weight (Meng et al. 2024,
+    arXiv 2404.02948), `pissa_niter_16`: the same, found faster; `olora`: a QR decomposition
+    (Buyukakyuz 2024, arXiv 2406.01775)."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Rate of the matrices B as a multiple of the run's; LoRA+ takes 16 (Hayou et al. 2024, arXiv
+    2402.12354)."""
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """Rank of the modules whose name ends with a key (a regular expression), instead of r."""
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """The same for lora_alpha."""
 
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import hf
+    from distft import adapter, hf
 
     assert isinstance(config, LoraConfig)
-    wanted = peft.LoraConfig(
-        task_type=task.peft_type,
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-        modules_to_save=hf.head_modules(model) if task.new_head else None,
-    )
-    try:
-        adapted: nn.Module = peft.get_peft_model(model, wanted)
-    except ValueError as error:
-        raise ConfigError(f"method.target_modules: {str(error).splitlines()[0]}") from error
+    keys = config.model_dump(exclude={"name", "loraplus_lr_ratio"})
+    adapted = adapter.attach(model, peft.LoraConfig(**keys), task, hf.head_modules(model))
+    patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
+    adapter.check_patterns(adapted, patterns)
     return adapted
+
+
+def _paces(module: nn.Module, config: VariantConfig) -> Mapping[str, Pace]:
+    assert isinstance(config, LoraConfig)
+    faster = Pace(scale=config.loraplus_lr_ratio)
+    return {name: faster for name, _ in module.named_parameters() if ".lora_B." in name}
 
 
 METHOD = Method(
@@ -64,5 +81,7 @@ METHOD = Method(
     },
     attach=_attach,
     adapter=True,
+    searched=True,
     merges=True,
+    paces=_paces,
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from distft import plugin
+from distft import compat, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.config_sections import nearest
@@ -103,7 +103,7 @@ def build_space(config: RunConfig) -> Space:
         ConfigError: `tune.space` names a path that cannot be searched, or a value that is wrong.
     """
     known = plugin.methods()
-    names = list(dict.fromkeys(config.tune.methods or known))
+    names = _methods(config)
     given = {path: parse_values(path, value) for path, value in config.tune.space.items()}
     for path in given:
         _check_path(path, names)
@@ -122,6 +122,21 @@ def build_space(config: RunConfig) -> Space:
     for sample in _extremes(space):
         effective(config, sample, name=config.name)
     return space
+
+
+def _methods(config: RunConfig) -> list[str]:
+    named, known = config.tune.methods, plugin.methods()
+    if named is None:
+        return [name for name, method in known.items() if method.searched]
+    if named != "all":
+        return list(dict.fromkeys(named))
+    # A method that is told by its keys alone has no ranges of its own.
+    matrix = compat.matrix()
+    return [
+        name
+        for name, method in known.items()
+        if method.space and f"task={config.task.name}" not in matrix[name]
+    ]
 
 
 def _check_path(path: str, methods: list[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from distft import plugin
+from distft import compat, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.errors import ConfigError
@@ -51,10 +51,12 @@ def changed(before: dict[str, Any], after: dict[str, Any], path: str = "") -> di
 
 
 def test_every_method_brings_its_own_ranges() -> None:
-    space = build_space(config())
-    assert list(space.methods) == list(plugin.methods())
-    for name, method in plugin.methods().items():
-        assert space.methods[name] == method.space
+    space = build_space(config({"methods": "all"}))
+    able = [n for n, refuses in compat.matrix().items() if "task=seq_cls" not in refuses]
+    assert list(space.methods) == [n for n in able if plugin.methods()[n].space]
+    assert {"full", "freeze", "lora"} <= set(space.methods)
+    for name in space.methods:
+        assert space.methods[name] == plugin.methods()[name].space
     rates = {space.parameter(name, RATE) for name in space.methods}
     assert rates == {f"{name}:{RATE}" for name in space.methods}
 
@@ -159,11 +161,16 @@ def test_values_that_do_not_go_together_are_refused() -> None:
         effective(config(), {METHOD: "full", "method.r": 4}, name="t")
 
 
+def test_a_search_that_names_no_method_tries_the_usual_ones() -> None:
+    assert list(build_space(config()).methods) == ["freeze", "full", "lora"]
+
+
 def test_priors_are_what_the_methods_files_say() -> None:
-    found = {sample[METHOD]: sample for sample in priors(build_space(config()), config())}
-    assert list(found) == list(plugin.methods())
-    for name, method in plugin.methods().items():
-        assert found[name][RATE] == method.learning_rate
+    every = config({"methods": "all"})
+    found = {sample[METHOD]: sample for sample in priors(build_space(every), every)}
+    assert list(found) == list(build_space(every).methods)
+    for name in found:
+        assert found[name][RATE] == plugin.methods()[name].learning_rate
     assert found["lora"]["method.r"] == 8
     assert found["freeze"]["method.trainable_layers"] == 2
 
