@@ -15,7 +15,7 @@ import torch
 import transformers
 from torch import nn
 
-from distft import assets
+from distft import adapter, assets, virtual_tokens
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 from distft.plugin import Quantization, Task
@@ -102,6 +102,9 @@ def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[s
         )
     if task is not None and task.num_outputs is not None:
         config.num_labels = task.num_outputs
+    if task is not None and task.labels == "vector":
+        # Decides what a pipeline of transformers makes of the outputs.
+        config.problem_type = "regression" if task.num_outputs else "multi_label_classification"
     if task is not None and labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
@@ -298,7 +301,7 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
         base_path, config=config, dtype=torch.float32, ignore_mismatched_sizes=task.new_head
     )
     adapted: nn.Module = peft.PeftModel.from_pretrained(base, folder)
-    return adapted.eval()
+    return virtual_tokens.align(adapted).eval()
 
 
 def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
@@ -310,6 +313,8 @@ def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
         folder: Made if absent.
     """
     module.save_pretrained(folder)  # type: ignore[operator]  # of transformers and of PEFT
+    if initial := getattr(module, adapter.INITIAL, None):
+        adapter.plain_lora(folder, initial)
     if (folder / "adapter_config.json").is_file():
         # The base's configuration with the labels: whoever loads the adapter needs the head's size.
         module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]

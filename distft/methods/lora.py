@@ -44,9 +44,9 @@ class LoraConfig(VariantConfig):
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Rate of the matrices B as a multiple of the run's; LoRA+ takes 16 (Hayou et al. 2024, arXiv
     2402.12354)."""
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Rank of the modules whose name ends with a key (a regular expression), instead of r."""
-    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = {}
+    alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """The same for lora_alpha."""
 
 

@@ -23,17 +23,20 @@ LAYERS = (
     ("launch",),
     ("train",),
     ("data", "plan", "run_dir"),
-    ("hf", "assets", "capacity"),
+    ("hf", "adapter", "assets", "capacity"),
     ("compat",),
     ("config", "config_file", "config_sections"),
     ("methods", "tasks", "formats"),
-    ("plugin", "records", "space"),
+    ("plugin", "fields", "records", "space", "virtual_tokens", "bottleneck"),
     ("errors",),
 )
 RANK = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 
 # (importing layer, imported one): the only imports that point up, and only inside functions.
-UPWARD = {("methods", "hf"): "a method asks for a model's blocks and head when it is attached"}
+UPWARD = {
+    ("methods", "hf"): "a method asks for a model's blocks and head when it is attached",
+    ("methods", "adapter"): "a PEFT method is attached by what they all share",
+}
 
 # foreign library -> where it may be imported at module level; and where only inside functions
 HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -43,9 +46,9 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ray.tune": (("search/tune.py", "search/trainable.py"), ()),
     "optuna": (("search/",), ()),
     "deepspeed": (("train/deepspeed_engine.py",), ()),
-    "peft": ((), ("methods/", "hf.py")),
+    "peft": ((), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
-    "transformers": (("hf.py", "train/"), ("tasks/", "methods/")),
+    "transformers": (("hf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
 }
 HEAVY = ("torch", "ray", "peft", "deepspeed", "transformers", "optuna", "datasets", "pandas")
 

@@ -1,0 +1,63 @@
+"""OFT: each linear layer's input is turned by a learned, block-diagonal rotation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from distft.plugin import Method, Task, VariantConfig
+from distft.space import Range
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class OftConfig(VariantConfig):
+    """Keys of `method: {name: oft}`; PEFT's names."""
+
+    name: str = "oft"
+    """The method."""
+    oft_block_size: Annotated[int, Field(ge=2)] = 32
+    """Inputs that one block turns; where it does not divide a layer's width, PEFT takes the nearest
+    size that does."""
+    module_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the blocks that turn nothing in a step."""
+    coft: bool = False
+    """Keep every rotation within a small angle of none (constrained OFT)."""
+    eps: Annotated[float, Field(gt=0)] = 6e-5
+    """How small, with coft."""
+    block_share: bool = False
+    """One rotation for all blocks of a layer."""
+    use_cayley_neumann: bool = True
+    """Approximate the rotation by a series, which is faster; false: solve for it."""
+    num_cayley_neumann_terms: Annotated[int, Field(ge=2)] = 5
+    """Length of that series."""
+    target_modules: str | list[str] = "all-linear"
+    """`all-linear`, or names of linear modules, such as [q_proj, v_proj]."""
+
+
+def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
+    import peft
+
+    from distft import adapter, hf
+
+    wanted = peft.OFTConfig(r=0, **config.model_dump(exclude={"name"}))
+    return adapter.attach(model, wanted, task, hf.head_modules(model))
+
+
+METHOD = Method(
+    name="oft",
+    summary="a rotation before each linear layer, in blocks (block size)",
+    source="Qiu et al. 2023, arXiv 2306.07280; Qiu et al. 2025 (OFTv2), arXiv 2506.19847",
+    config=OftConfig,
+    learning_rate=1e-3,
+    space={
+        "train.learning_rate": Range(1e-5, 1e-2, log=True),
+        "method.oft_block_size": (16, 32, 64),
+    },
+    attach=_attach,
+    adapter=True,
+    merges=True,
+)
