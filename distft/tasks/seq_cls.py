@@ -1,19 +1,14 @@
-"""Text classification: one label per text, cross-entropy on a new head."""
+"""Classification of texts or pairs of texts: one label each, cross-entropy on a new head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from distft.plugin import (
-    EncodeContext,
-    Encoded,
-    LossSettings,
-    Row,
-    Task,
-    UnusableRow,
-    VariantConfig,
-)
+from pydantic import BeforeValidator, Field
+
+from distft import scoring, texts
+from distft.plugin import EncodeContext, Encoded, LossSettings, Row, Task, VariantConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,33 +17,49 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def _named(weights: object) -> object:
+    """Turn keys that YAML reads as numbers or true/false into the labels they stand for."""
+    if not isinstance(weights, dict):
+        return weights
+    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in weights.items()}
+
+
 class SeqClsConfig(VariantConfig):
     """Keys of `task: {name: seq_cls}`."""
 
     name: str = "seq_cls"
     """The task."""
+    class_weights: Annotated[
+        Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None,
+        BeforeValidator(_named),
+    ] = None
+    """Weight of each class in the training loss, never in an evaluation: `balanced` (the rarer,
+    the heavier), or {label: weight}, where a label left out weighs 1."""
 
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
-    ids = tokenizer(row["text"], truncation=False, verbose=False)["input_ids"]
-    if not ids:
-        raise UnusableRow("the text has no token")
-    truncated = len(ids) > context.cutoff_len
-    if truncated:
-        # Tokenize again: the tokenizer knows where its closing special token belongs.
-        ids = tokenizer(row["text"], truncation=True, max_length=context.cutoff_len)["input_ids"]
-    label = row["label"]
-    return Encoded(ids, [] if label is None else [context.labels.index(label)], truncated)
+    label = row.get("label")
+    labels = [] if label is None else [context.labels.index(label)]
+    return texts.encode(row, tokenizer, context.cutoff_len, labels)
+
+
+def _class_weights(
+    config: VariantConfig, names: Sequence[str], counts: Sequence[int]
+) -> list[float] | None:
+    assert isinstance(config, SeqClsConfig)
+    return scoring.class_weights(config.class_weights, names, counts)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
     from torch.nn import functional
 
+    weights = settings.class_weights
     return functional.cross_entropy(
         logits.float(),
         labels,
+        weight=None if weights is None else weights.to(logits.device),
         reduction="sum",
-        ignore_index=-100,
+        ignore_index=scoring.IGNORED,
         label_smoothing=settings.label_smoothing,
     )
 
@@ -61,7 +72,7 @@ def _score(
     losses = functional.cross_entropy(logits.float(), labels, reduction="none", ignore_index=-100)
     return {
         "loss_sum": losses,
-        "num_targets": (labels != -100).long(),
+        "num_targets": (labels != scoring.IGNORED).long(),
         "label": labels,
         "prediction": logits.argmax(-1),
     }
@@ -69,35 +80,19 @@ def _score(
 
 def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
     import numpy as np
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
     label, prediction = columns["label"], columns["prediction"]
-    ids = list(range(len(names)))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        label, prediction, labels=ids, zero_division=0
-    )
     counts = np.bincount(label, minlength=len(names))
+    matrix = confusion_matrix(label, prediction, labels=list(range(len(names))))
     return {
         "loss": float(columns["loss_sum"].sum() / columns["num_targets"].sum()),
+        # With one label per text micro precision, recall and F1 are the accuracy.
         "accuracy": float((label == prediction).mean()),
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
+        **scoring.class_metrics(label, prediction, names, ["macro"]),
         "majority_accuracy": float(counts.max() / counts.sum()),
         "rows": len(label),
-        "per_class": {
-            name: {
-                "precision": float(precision[i]),
-                "recall": float(recall[i]),
-                "f1": float(f1[i]),
-                "support": int(support[i]),
-            }
-            for i, name in enumerate(names)
-        },
-        "confusion": {
-            "labels": list(names),
-            "matrix": confusion_matrix(label, prediction, labels=ids).tolist(),
-        },
+        "confusion": {"labels": list(names), "matrix": matrix.tolist()},
     }
 
 
@@ -108,31 +103,26 @@ def _predict(
     context: EncodeContext,
     config: VariantConfig,
 ) -> list[dict[str, Any]]:
-    import torch
+    def answer(encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        shares = texts.logits(model, tokenizer, encoded).softmax(-1)
+        return [
+            {
+                "prediction": context.labels[int(share.argmax())],
+                "scores": {
+                    name: round(float(p), 6) for name, p in zip(context.labels, share, strict=True)
+                },
+            }
+            for share in shares
+        ]
 
-    encoded = [_encode({**row, "label": None}, tokenizer, context).input_ids for row in rows]
-    batch = tokenizer.pad({"input_ids": encoded}, return_tensors="pt")
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        logits = model(
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=batch["attention_mask"].to(device),
-        ).logits
-    shares = logits.float().softmax(-1).cpu()
-    return [
-        {
-            "prediction": context.labels[int(share.argmax())],
-            "scores": {
-                name: round(float(p), 6) for name, p in zip(context.labels, share, strict=True)
-            },
-        }
-        for share in shares
-    ]
+    return texts.answers(
+        rows, lambda row: _encode({**row, "label": None}, tokenizer, context), answer
+    )
 
 
 TASK = Task(
     name="seq_cls",
-    summary="text classification, one label per text",
+    summary="text classification, one label per text or pair of texts",
     source="BERT (Devlin et al. 2019), section 4.1: a linear layer on the pooled output",
     config=SeqClsConfig,
     rows=("labelled_text",),
@@ -141,9 +131,10 @@ TASK = Task(
     new_head=True,
     labels="class",
     headline="accuracy",
-    key=lambda row: str(row["text"]),
+    key=texts.key,
     stratum=lambda row: row["label"],
-    classes=lambda row: [row["label"]],
+    classes=lambda row: (row["label"],),
+    class_weights=_class_weights,
     encode=_encode,
     num_targets=len,
     loss=_loss,

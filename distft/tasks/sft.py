@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from distft import scoring, texts
 from distft.errors import ConfigError
 from distft.plugin import (
     EncodeContext,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-_NOTHING_ASKED = "field 'messages' holds no message to answer"
-
 
 class SftConfig(VariantConfig):
     """Keys of `task: {name: sft}`."""
@@ -40,30 +39,53 @@ class SftConfig(VariantConfig):
 def _render(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Mapping[str, str]],
+    tools: Sequence[Mapping[str, Any]] = (),
     *,
     prompt: bool = False,
 ) -> str:
+    import jinja2
+
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{tokenizer.name_or_path} has no chat template, which task sft needs.",
             "Take an instruction-tuned model, whose tokenizer brings its template.",
         )
     plain = [dict(message) for message in messages]
-    return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt))
+    try:
+        text = tokenizer.apply_chat_template(
+            plain,
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=prompt,
+        )
+    except jinja2.TemplateError as error:
+        raise UnusableRow(f"the chat template refuses this conversation: {error}") from error
+    return str(text)
 
 
-def _answer_spans(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], text: str
-) -> list[tuple[int, int]]:
+def _check_shown(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
+    """Refuse a row whose tools or tool results the template would leave out without a word."""
+    messages, tools = row["messages"], row.get("tools", ())
+    if tools and _render(tokenizer, messages, tools) == _render(tokenizer, messages):
+        raise UnusableRow("the chat template does not show the row's tools")
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            before = _render(tokenizer, messages[:i], tools)
+            if _render(tokenizer, messages[: i + 1], tools) == before:
+                raise UnusableRow("the chat template does not show what a tool returned")
+
+
+def _answer_spans(tokenizer: PreTrainedTokenizerBase, row: Row, text: str) -> list[tuple[int, int]]:
     """Find each answer's characters by rendering turn by turn, never by string search."""
+    messages, tools = row["messages"], row.get("tools", ())
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
         if i == 0:
             raise UnusableRow("the conversation begins with the assistant: there is no prompt")
-        before = _render(tokenizer, messages[:i], prompt=True)
-        after = _render(tokenizer, messages[: i + 1])
+        before = _render(tokenizer, messages[:i], tools, prompt=True)
+        after = _render(tokenizer, messages[: i + 1], tools)
         if not (text.startswith(after) and after.startswith(before)):
             raise UnusableRow("the chat template does not render this conversation turn by turn")
         spans.append((len(before), len(after)))
@@ -71,13 +93,13 @@ def _answer_spans(
 
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
-    messages = row["messages"]
-    text = _render(tokenizer, messages)
+    _check_shown(tokenizer, row)
+    text = _render(tokenizer, row["messages"], row.get("tools", ()))
     batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = batch["input_ids"], batch["offset_mapping"]
     labels = [-100] * len(ids)
     ends = set(tokenizer.all_special_ids)
-    for start, stop in _answer_spans(tokenizer, messages, text):
+    for start, stop in _answer_spans(tokenizer, row, text):
         inside = [i for i, (a, b) in enumerate(offsets) if start <= a < stop and b > a]
         closing = [i for i in inside if ids[i] in ends]
         # What the template writes after the end of the turn (a line break) is not an answer.
@@ -96,52 +118,19 @@ def _num_targets(labels: Sequence[float]) -> int:
     return sum(1 for label in labels[1:] if label != -100)
 
 
-def _token_losses(
-    logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    from torch.nn import functional
-
-    # Logits at a position predict the token after it.
-    targets = labels[:, 1:]
-    shifted = logits[:, :-1].float()
-    losses = functional.cross_entropy(
-        shifted.flatten(0, 1),
-        targets.flatten(),
-        reduction="none",
-        ignore_index=-100,
-        label_smoothing=label_smoothing,
-    )
-    return losses.view_as(targets), shifted, targets
-
-
 def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    return _token_losses(logits, labels, settings.label_smoothing)[0].sum()
+    # Logits at a position predict the token after it.
+    return scoring.token_losses(logits[:, :-1], labels[:, 1:], settings.label_smoothing).sum()
 
 
 def _score(
     logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
-    losses, shifted, targets = _token_losses(logits, labels, 0.0)
-    trained = targets != -100
-    return {
-        "loss_sum": losses.sum(-1),
-        "num_targets": trained.sum(-1),
-        "num_correct": ((shifted.argmax(-1) == targets) & trained).sum(-1),
-    }
+    return scoring.token_scores(logits[:, :-1], labels[:, 1:])
 
 
 def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    import numpy as np
-
-    targets = columns["num_targets"].sum()
-    loss = float(columns["loss_sum"].sum() / targets)
-    return {
-        "loss": loss,
-        "perplexity": float(np.exp(loss)),
-        "token_accuracy": float(columns["num_correct"].sum() / targets),
-        "targets": int(targets),
-        "rows": len(columns["num_targets"]),
-    }
+    return scoring.token_metrics(columns)
 
 
 def _predict(
@@ -151,31 +140,20 @@ def _predict(
     context: EncodeContext,
     config: VariantConfig,
 ) -> list[dict[str, Any]]:
-    import torch
-
     assert isinstance(config, SftConfig)
-    asked = [_without_answer(row["messages"]) for row in rows]
-    prompts = [_render(tokenizer, messages, prompt=True) for messages in asked if messages]
-    if not prompts:
-        return [{"error": _NOTHING_ASKED} for _ in asked]
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        ids = model.generate(  # type: ignore[operator]  # generate lives on the transformers class
-            input_ids=batch["input_ids"].to(device),
-            attention_mask=batch["attention_mask"].to(device),
-            max_new_tokens=config.max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    texts = iter(
-        tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    )
-    return [
-        {"prediction": next(texts).strip()} if messages else {"error": _NOTHING_ASKED}
-        for messages in asked
-    ]
+
+    def encode_one(row: Row) -> Encoded:
+        messages = _without_answer(row["messages"])
+        if not messages:
+            raise UnusableRow("field 'messages' holds no message to answer")
+        prompt = _render(tokenizer, messages, row.get("tools", ()), prompt=True)
+        return Encoded(tokenizer(prompt, add_special_tokens=False)["input_ids"], [])
+
+    def answer(encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        said = texts.generate(model, tokenizer, encoded, config.max_new_tokens)
+        return [{"prediction": one} for one in said]
+
+    return texts.answers(rows, encode_one, answer)
 
 
 def _without_answer(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

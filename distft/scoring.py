@@ -1,0 +1,152 @@
+"""Losses, scores and metrics that several tasks share. Loads torch and scikit-learn when called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from distft.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+IGNORED = -100
+"""Label of what is not trained on."""
+
+
+def token_losses(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the cross-entropy of every position.
+
+    Args:
+        logits: (B, T, classes or vocabulary).
+        targets: (B, T), what stands or is wanted at each position; -100: nothing.
+        label_smoothing: Share of probability spread over all classes.
+
+    Returns:
+        (B, T) in float32; 0 where nothing is wanted.
+    """
+    from torch.nn import functional
+
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        targets.flatten(),
+        reduction="none",
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+    )
+    return losses.view_as(targets)
+
+
+def token_scores(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the columns that `token_metrics` reads.
+
+    Args:
+        logits: As for `token_losses`.
+        targets: As for `token_losses`.
+
+    Returns:
+        `loss_sum`, `num_targets` and `num_correct`, one value per row.
+    """
+    wanted = targets != IGNORED
+    return {
+        "loss_sum": token_losses(logits, targets).sum(-1),
+        "num_targets": wanted.sum(-1),
+        "num_correct": ((logits.argmax(-1) == targets) & wanted).sum(-1),
+    }
+
+
+def token_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the metrics of models of language; every token counts alike.
+
+    Args:
+        columns: What `token_scores` gave, of all rows.
+
+    Returns:
+        `loss, perplexity, token_accuracy, targets, rows`.
+    """
+    import numpy as np
+
+    targets = columns["num_targets"].sum()
+    loss = float(columns["loss_sum"].sum() / targets)
+    return {
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "token_accuracy": float(columns["num_correct"].sum() / targets),
+        "targets": int(targets),
+        "rows": len(columns["num_targets"]),
+    }
+
+
+def class_metrics(
+    label: np.ndarray, prediction: np.ndarray, names: Sequence[str], averages: Sequence[str]
+) -> dict[str, Any]:
+    """Return precision, recall and F1, averaged and per class; 0 where they are undefined.
+
+    Args:
+        label: Class ids (rows), or 0 and 1 (rows, classes).
+        prediction: Of the same form.
+        names: Class names in id order; a class that no row holds counts too.
+        averages: scikit-learn's names, such as `macro`.
+
+    Returns:
+        `precision_A, recall_A, f1_A` for each average A, and `per_class`.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    found: dict[str, Any] = {}
+    wanted = {"labels": list(range(len(names))), "zero_division": 0}
+    for average in averages:
+        precision, recall, f1, _ = precision_recall_fscore_support(
+            label, prediction, average=average, **wanted
+        )
+        found |= {
+            f"precision_{average}": float(precision),
+            f"recall_{average}": float(recall),
+            f"f1_{average}": float(f1),
+        }
+    each = zip(*precision_recall_fscore_support(label, prediction, **wanted), strict=True)
+    found["per_class"] = {
+        name: {
+            "precision": float(precision),
+            "recall": float(recall),
+            "f1": float(f1),
+            "support": int(support),
+        }
+        for name, (precision, recall, f1, support) in zip(names, each, strict=True)
+    }
+    return found
+
+
+def class_weights(
+    wanted: str | Mapping[str, float] | None, names: Sequence[str], counts: Sequence[int]
+) -> list[float] | None:
+    """Return the weight of every class in the training loss.
+
+    Args:
+        wanted: `balanced`, or the weights of some classes (the others weigh 1), or nothing.
+        names: Class names in id order.
+        counts: How often each is trained on.
+
+    Returns:
+        One weight per class, or None. Balanced is scikit-learn's N / (C * n): the mean over the
+        trained labels is 1, so that the loss keeps its scale.
+
+    Raises:
+        ConfigError: A weight is given for a class that the training rows do not hold.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        total = sum(counts)
+        return [total / (len(counts) * count) if count else 1.0 for count in counts]
+    unknown = [name for name in wanted if name not in names]
+    if unknown:
+        raise ConfigError(
+            f"task.class_weights: the training rows hold no class {unknown[0]!r}; "
+            f"they hold {', '.join(names)}.",
+            "Name classes as they stand in the data; what is not named weighs 1.",
+        )
+    return [float(wanted.get(name, 1.0)) for name in names]

@@ -1,0 +1,107 @@
+"""Language modelling on plain text: every token is predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from distft import scoring, texts
+from distft.plugin import (
+    EncodeContext,
+    Encoded,
+    LossSettings,
+    Row,
+    Task,
+    UnusableRow,
+    VariantConfig,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+class CausalLmConfig(VariantConfig):
+    """Keys of `task: {name: causal_lm}`."""
+
+    name: str = "causal_lm"
+    """The task."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    """Longest continuation `distft predict` generates, in tokens."""
+
+
+def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
+    ids = list(tokenizer(row["text"], verbose=False)["input_ids"])
+    end = tokenizer.eos_token_id
+    # Where texts end is learnt too; most tokenizers leave the mark to the caller.
+    if end is not None and ids[-1:] != [end]:
+        ids.append(end)
+    kept = ids[: context.cutoff_len]
+    return Encoded(kept, kept, len(ids) > len(kept))
+
+
+def _num_targets(labels: Sequence[float]) -> int:
+    return sum(label != scoring.IGNORED for label in labels[1:])
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+    # Logits at a position predict the token after it.
+    return scoring.token_losses(logits[:, :-1], labels[:, 1:], settings.label_smoothing).sum()
+
+
+def _score(
+    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    return scoring.token_scores(logits[:, :-1], labels[:, 1:])
+
+
+def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    return scoring.token_metrics(columns)
+
+
+def _predict(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    context: EncodeContext,
+    config: VariantConfig,
+) -> list[dict[str, Any]]:
+    assert isinstance(config, CausalLmConfig)
+
+    def encode_one(row: Row) -> Encoded:
+        # A text is continued at its end: of one that is too long the beginning is left out.
+        ids = tokenizer(row["text"], verbose=False)["input_ids"]
+        if not ids:
+            raise UnusableRow("the text has no token")
+        return Encoded(ids[-context.cutoff_len :], [])
+
+    def answer(encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
+        said = texts.generate(model, tokenizer, encoded, config.max_new_tokens)
+        return [{"prediction": one} for one in said]
+
+    return texts.answers(rows, encode_one, answer)
+
+
+TASK = Task(
+    name="causal_lm",
+    summary="language modelling on plain text, loss on every token",
+    source="GPT (Radford et al. 2018), section 3.1",
+    config=CausalLmConfig,
+    rows=("plain_text",),
+    auto_class="AutoModelForCausalLM",
+    peft_type="CAUSAL_LM",
+    new_head=False,
+    labels="tokens",
+    headline="perplexity",
+    key=lambda row: str(row["text"]),
+    encode=_encode,
+    num_targets=_num_targets,
+    loss=_loss,
+    score=_score,
+    metrics=_metrics,
+    predict=_predict,
+)

@@ -1,0 +1,155 @@
+"""Texts to ids, ids through a model, answers in the order of the rows; what tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from distft.plugin import Encoded, Row, UnusableRow
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+
+def key(row: Row) -> str:
+    """Return the input of a row that may hold a second text."""
+    return str(row["text"]) if row.get("pair") is None else f"{row['text']}\0{row['pair']}"
+
+
+def encode(
+    row: Row, tokenizer: PreTrainedTokenizerBase, cutoff_len: int, labels: Sequence[float]
+) -> Encoded:
+    """Return the tokens of a row that may hold a second text.
+
+    Args:
+        row: `text`, and `pair` where there is a second one.
+        tokenizer: The model's.
+        cutoff_len: Most tokens; of two texts the longer is cut first.
+        labels: What the sample is trained on.
+
+    Returns:
+        The sample.
+
+    Raises:
+        UnusableRow: There is no token in it.
+    """
+    texts = _separated(row["text"], row.get("pair"), tokenizer)
+    batch = tokenizer(*texts, truncation=False, verbose=False)
+    if not batch["input_ids"]:
+        raise UnusableRow("the text has no token")
+    truncated = len(batch["input_ids"]) > cutoff_len
+    if truncated:
+        # Tokenize again: the tokenizer knows where its closing special token belongs.
+        batch = tokenizer(*texts, truncation=True, max_length=cutoff_len, verbose=False)
+    types = batch.get("token_type_ids", ())
+    second = types.index(1) if 1 in types else 0
+    return Encoded(batch["input_ids"], labels, truncated, second)
+
+
+def _separated(text: str, pair: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    if pair is None:
+        return (text,)
+    marks = tokenizer.num_special_tokens_to_add(pair=True)
+    if marks > tokenizer.num_special_tokens_to_add(pair=False):
+        return (text, pair)
+    # Nothing would show where the first text ends.
+    return (f"{text}\n{pair}",)
+
+
+def logits(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded]
+) -> torch.Tensor:
+    """Return what a model says of samples.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+        encoded: At least one sample.
+
+    Returns:
+        Its logits in float32 on the CPU, the samples in the first dimension.
+    """
+    import torch
+
+    padding = [{"input_ids": one.input_ids} for one in encoded]
+    batch = tokenizer.pad(padding, padding_side="right", return_tensors="pt")
+    if any(one.second for one in encoded):
+        starts = torch.tensor([one.second or len(one.input_ids) for one in encoded])
+        places = torch.arange(batch["input_ids"].shape[1])
+        second = (places >= starts[:, None]) & batch["attention_mask"].bool()
+        batch["token_type_ids"] = second.long()
+    device = next(model.parameters()).device
+    wanted = ("input_ids", "attention_mask", "token_type_ids")
+    with torch.inference_mode():
+        inputs = {name: batch[name].to(device) for name in wanted if name in batch}
+        said: torch.Tensor = model(**inputs).logits.float().cpu()
+    return said
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    max_new_tokens: int,
+    **settings: Any,
+) -> list[str]:
+    """Return what a model writes after prompts, or, with a decoder of its own, to sources.
+
+    Args:
+        model: In evaluation mode.
+        tokenizer: Its own.
+        encoded: At least one sample.
+        max_new_tokens: Longest text.
+        **settings: More for `generate` of transformers, such as `num_beams`.
+
+    Returns:
+        One text per sample, without special tokens.
+    """
+    import torch
+
+    has_encoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]
+    padding = [{"input_ids": one.input_ids} for one in encoded]
+    # A decoder alone writes on after the last token, which must therefore not be padding.
+    side = "right" if has_encoder else "left"
+    batch = tokenizer.pad(padding, padding_side=side, return_tensors="pt")
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        ids = model.generate(  # type: ignore[operator]  # generate lives on the transformers class
+            input_ids=batch["input_ids"].to(device),
+            attention_mask=batch["attention_mask"].to(device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            **settings,
+        )
+    if not has_encoder:
+        ids = ids[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def answers(
+    rows: Sequence[Row],
+    encode_one: Callable[[Row], Encoded],
+    answer: Callable[[Sequence[Encoded]], Sequence[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Return one answer per row in order; a row that cannot be encoded gets an `error`.
+
+    Args:
+        rows: Canonical rows.
+        encode_one: Gives a row's sample; may raise UnusableRow.
+        answer: Gives the answers of the samples that there are, at least one.
+
+    Returns:
+        As many answers as rows.
+    """
+    outcomes: list[Encoded | str] = []
+    for row in rows:
+        try:
+            outcomes.append(encode_one(row))
+        except UnusableRow as error:
+            outcomes.append(str(error))
+    usable = [outcome for outcome in outcomes if isinstance(outcome, Encoded)]
+    said = iter(answer(usable) if usable else ())
+    return [{"error": outcome} if isinstance(outcome, str) else next(said) for outcome in outcomes]
