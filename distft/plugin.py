@@ -42,8 +42,9 @@ RowKind = Literal[
 "labels": [str, ...] or None}, any number of them; `rated_text`: {"text": str, "value": float or
 None}; these three may hold "pair", a second text; `tagged_words`: {"words": [str, ...], "tags":
 [str, ...] or None}; `plain_text`: {"text": str}; `text_to_text`: {"source": str, "target": str or
-None}; `conversation`: {"messages": [{"role": "system" | "user" | "assistant", "content": str},
-...]}."""
+None}; `conversation`: {"messages": [{"role": "system" | "user" | "assistant" | "tool", "content":
+str}, ...]} and, where the assistant may call tools, "tools": [JSON schema of each, ...]; a call is
+an assistant's message."""
 
 
 class VariantConfig(BaseModel):

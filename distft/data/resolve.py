@@ -5,6 +5,7 @@ Loads no Ray: `plan` needs the same answers as `prepare`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -21,9 +22,9 @@ from distft.data import source
 from distft.data.source import SourceFile
 from distft.data.split import SPLITS, Split
 from distft.errors import ConfigError, DataError
-from distft.plugin import Format, Task
+from distft.plugin import Format, Task, UnusableRow
 
-DATA_VERSION = 2
+DATA_VERSION = 3
 """Raised when prepared data of an earlier version must not be used any more."""
 
 DEFAULT_CUTOFF_LEN = 512
@@ -141,11 +142,10 @@ def _detect_format(config: RunConfig) -> str:
     kinds = None if config.task is None else plugin.tasks()[config.task.name].rows
     forms = [form for form in plugin.formats().values() if kinds is None or form.row in kinds]
     able = [form for form in forms if set(config.data.columns) <= set(form.columns)]
-    found = [
-        form.name
-        for form in able
-        if any(form.detect(row, columns_of(form, config.data)) for row in rows)
-    ]
+    found = fitting(rows, able, config.data)
+    if not found and config.task is not None:
+        # The task rules out what detection must tell apart, such as classes 1 to 5 from scores.
+        found = [form.name for form in able if _readable(rows, form, config.data)]
     if len(found) == 1:
         return found[0]
     wanted = "; ".join(
@@ -161,6 +161,38 @@ def _detect_format(config: RunConfig) -> str:
         f"{wanted}.",
         "Set data.format, or data.columns such as {text: review, label: stars}.",
     )
+
+
+def fitting(
+    rows: Sequence[Mapping[str, Any]], forms: Sequence[Format], data: DataConfig
+) -> list[str]:
+    """Return the names of the formats whose shape some of the rows have.
+
+    Args:
+        rows: Raw rows.
+        forms: The formats to ask.
+        data: The data settings, for their columns.
+
+    Returns:
+        Names in order, without formats that would leave unread what another one reads: two texts
+        and a label are a pair, not a classification with a spare field.
+    """
+    used: dict[str, set[str]] = {}
+    for form in forms:
+        columns = columns_of(form, data)
+        if any(form.detect(row, columns) for row in rows):
+            used[form.name] = {c for c in columns.values() if any(c in row for row in rows)}
+    return [name for name in used if not any(used[name] < other for other in used.values())]
+
+
+def _readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig) -> bool:
+    """Say whether a format reads any of the rows, with what is to be learnt."""
+    columns = columns_of(form, data)
+    for row in rows:
+        with contextlib.suppress(UnusableRow):
+            if columns[form.target] in row and form.read(row, columns):
+                return True
+    return False
 
 
 def _first_rows(data: DataConfig) -> list[dict[str, Any]]:

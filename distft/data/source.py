@@ -13,6 +13,7 @@ import glob
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +23,12 @@ from typing import Any
 from distft import assets
 from distft.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".conll", ".bio", ".iob")
+
+_TAGGED = ("conll", "bio", "iob")
+_BY_LINES = ("jsonl", "txt")
+"""Kinds whose rows are single lines: such a file is read in many chunks, any other as one."""
+_TAG = re.compile(r"O|[BIESLUM]-\S+")
 
 _MIN_CHUNK_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 16 << 20
@@ -35,7 +41,8 @@ class Chunk:
 
     path: str
     kind: str
-    """jsonl (one object a line), json (one array), csv or tsv."""
+    """jsonl (one object a line), json (one array), txt (one text a line), conll, bio or iob (one
+    word a line, a blank one after each sentence), csv or tsv."""
     start: int
     """First byte."""
     end: int
@@ -61,7 +68,7 @@ class RawRow:
 
     path: str
     row: int
-    """1-based: line number; for a JSON array the number of the element."""
+    """1-based: line number, of a sentence its first; for a JSON array the number of the element."""
     value: dict[str, Any] | None = None
     reason: str = ""
     """Why there is no value, in words that many rows share."""
@@ -83,6 +90,7 @@ def expand(spec: str | Sequence[str], key: str) -> list[Path]:
 
     Returns:
         Existing, non-empty files with a supported suffix; a glob's and a folder's sorted by name.
+        A folder's .txt files count only where it holds no other kind: a README.txt is no data.
 
     Raises:
         DataError: Nothing there, an empty file, an unsupported suffix, or a file named twice.
@@ -110,7 +118,8 @@ def _expand_one(spec: str, key: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+        held = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+        found = [p for p in held if p.suffix.lower() != ".txt"] or held
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not found:
@@ -175,7 +184,7 @@ def _scan_file(path: Path, size_bytes: int, _mtime_ns: int) -> SourceFile:
             chunks.append(Chunk(str(path), kind, start, start + len(block), row))
             start += len(block)
             row += block.count(b"\n")
-    if kind != "jsonl":
+    if kind not in _BY_LINES:
         chunks = [Chunk(str(path), kind, 0, start, 1)]
     return SourceFile(str(path), kind, start, digest.hexdigest(), tuple(chunks))
 
@@ -215,6 +224,10 @@ def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
         yield from _read_lines(chunk, data)
     elif chunk.kind == "json":
         yield from _read_array(chunk, data)
+    elif chunk.kind == "txt":
+        yield from _read_text(chunk, data)
+    elif chunk.kind in _TAGGED:
+        yield from _read_sentences(chunk, data)
     else:
         yield from _read_csv(chunk, data)
 
@@ -230,14 +243,70 @@ def _parse_line(path: str, row: int, line: bytes) -> RawRow:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        detail = f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
-        return RawRow(path, row, None, "not UTF-8", detail)
+        return _not_utf8(path, row, error)
     except json.JSONDecodeError as error:
         detail = f"not valid JSON: {error.msg} at column {error.colno}"
         return RawRow(path, row, None, "not valid JSON", detail)
     except (ValueError, RecursionError) as error:
         return RawRow(path, row, None, "not valid JSON", f"not valid JSON: {error}")
     return _checked(path, row, value)
+
+
+def _not_utf8(path: str, row: int, error: UnicodeDecodeError) -> RawRow:
+    detail = f"not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
+    return RawRow(path, row, None, "not UTF-8", detail)
+
+
+def _read_text(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
+    for row, line in enumerate(data.split(b"\n"), start=chunk.first_row):
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            yield _not_utf8(chunk.path, row, error)
+            continue
+        if text.strip():
+            yield RawRow(chunk.path, row, {"text": text})
+
+
+def _read_sentences(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
+    first = 0
+    lines: list[bytes] = []
+    # Not str.strip: an ideographic space is a word of Chinese texts cut into characters.
+    stripped = (line.strip(b" \t\r") for line in [*data.split(b"\n"), b""])
+    for row, line in enumerate(stripped, start=chunk.first_row):
+        if line:
+            first = first if lines else row
+            lines.append(line)
+        elif lines:
+            yield from _sentence(chunk.path, first, lines)
+            lines = []
+
+
+def _sentence(path: str, row: int, lines: list[bytes]) -> Iterator[RawRow]:
+    """Yield a sentence's row: first column word, last column tag; none for -DOCSTART- alone."""
+    try:
+        texts = [line.decode("utf-8") for line in lines]
+    except UnicodeDecodeError:
+        yield RawRow(path, row, None, "not UTF-8", "not UTF-8; save the file as UTF-8")
+        return
+    fields = [line.split("\t") if "\t" in line else re.split(" +", line) for line in texts]
+    # "# id 7" above a sentence is a remark; "# NN B-NP O" is a word.
+    while fields and (
+        fields[0][0] == "-DOCSTART-"
+        or (fields[0][0] == "#" and len(fields[0]) > 2 and not _TAG.fullmatch(fields[0][-1]))
+    ):
+        del fields[0]
+    if not fields:
+        return
+    if len({len(line) for line in fields}) > 1:
+        counts = sorted({len(line) for line in fields})
+        detail = f"the sentence's lines have {' and '.join(map(str, counts))} columns"
+        yield RawRow(path, row, None, "lines of one sentence differ in their columns", detail)
+        return
+    value: dict[str, Any] = {"tokens": [line[0] for line in fields]}
+    if len(fields[0]) > 1:
+        value["ner_tags"] = [line[-1] for line in fields]
+    yield RawRow(path, row, value)
 
 
 def _checked(path: str, row: int, value: object) -> RawRow:

@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from distft.plugin import Format, Row, UnusableRow
+from distft.fields import exchange, history_of, optional_text_of, text_of
+from distft.plugin import Format, Row
 
 
 def _detect(raw: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     return columns["instruction"] in raw and columns["output"] in raw
 
 
-def _text(raw: Mapping[str, Any], column: str) -> str:
-    """Return a field's text; empty where the field is absent or null."""
-    value = raw.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UnusableRow(f"field {column!r} must be text, got {type(value).__name__}")
-    return value if value.strip() else ""
-
-
-def _history(raw: Mapping[str, Any], column: str) -> Iterator[dict[str, str]]:
-    turns = raw.get(column) or []
-    if not isinstance(turns, list):
-        raise UnusableRow(f"field {column!r} must be a list of [question, answer] pairs")
-    for turn in turns:
-        pair = isinstance(turn, list) and len(turn) == 2
-        if not pair or not all(isinstance(text, str) and text.strip() for text in turn):
-            raise UnusableRow(f"field {column!r} must be a list of [question, answer] pairs")
-        yield {"role": "user", "content": turn[0]}
-        yield {"role": "assistant", "content": turn[1]}
-
-
 def _read(raw: Mapping[str, Any], columns: Mapping[str, str]) -> Row:
-    instruction = _text(raw, columns["instruction"])
-    if not instruction:
-        raise UnusableRow(f"field {columns['instruction']!r} is missing or empty")
-    system = _text(raw, columns["system"])
-    question = [text for text in (instruction, _text(raw, columns["input"])) if text]
-    answer = _text(raw, columns["output"])
-    messages = [
-        *([{"role": "system", "content": system}] if system else []),
-        *_history(raw, columns["history"]),
-        {"role": "user", "content": "\n".join(question)},
-        *([{"role": "assistant", "content": answer}] if answer else []),
-    ]
-    return {"messages": messages}
+    instruction = text_of(raw, columns["instruction"])
+    given = optional_text_of(raw, columns["input"])
+    return {
+        "messages": exchange(
+            instruction if given is None else f"{instruction}\n{given}",
+            optional_text_of(raw, columns["output"]),
+            system=optional_text_of(raw, columns["system"]),
+            history=history_of(raw, columns["history"]),
+        )
+    }
 
 
 FORMAT = Format(

@@ -177,3 +177,70 @@ def test_content_hash_follows_bytes_not_names(tmp_path: Path) -> None:
     assert content_hash(scan([write(tmp_path / "b.jsonl", '{"a": 1}\n')])) == first
     assert content_hash(scan([write(tmp_path / "c.jsonl", '{"a": 2}\n')])) != first
     assert content_hash(scan([write(tmp_path / "d.csv", '{"a": 1}\n')])) != first
+
+
+def test_a_text_file_gives_a_row_a_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.txt", b"\xef\xbb\xbfone\r\n \r\n\n  two \xe2\x80\xa8x\x00\n\xff\nend"
+    )
+    found = rows(path)
+    assert [(row.row, row.value) for row in found if not row.reason] == [
+        (1, {"text": "one"}),
+        (4, {"text": "  two \u2028x\x00"}),
+        (6, {"text": "end"}),
+    ]
+    assert [row.error for row in found if row.reason] == [
+        f"{path}:5: not UTF-8 at byte 1 of the line; save the file as UTF-8"
+    ]
+
+
+def test_a_long_text_file_is_read_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 64)
+    path = write(tmp_path / "a.txt", "".join(f"line {i}\n" for i in range(100)))
+    assert len(scan([path])[0].chunks) > 5
+    assert [(row.row, row.value) for row in rows(path)] == [
+        (i + 1, {"text": f"line {i}"}) for i in range(100)
+    ]
+
+
+def test_a_folder_of_texts_counts_a_note_beside_a_table_does_not(tmp_path: Path) -> None:
+    write(tmp_path / "b.txt", "x\n")
+    write(tmp_path / "a.txt", "x\n")
+    assert [p.name for p in expand(str(tmp_path), "k")] == ["a.txt", "b.txt"]
+    write(tmp_path / "c.conll", "x O\n")
+    assert [p.name for p in expand(str(tmp_path), "k")] == ["c.conll"]
+
+
+CONLL = (
+    "\ufeff-DOCSTART- -X- -X- O\r\n\r\n# id 7 lang=en\r\nAda NNP B-NP B-PER\r\n"
+    "left VBD B-VP O\r\n \r\n\n# NN B-NP O\n\u4f60 X X I-LOC\n"
+)
+
+
+@pytest.mark.parametrize("suffix", [".conll", ".bio", ".iob"])
+def test_tagged_columns_become_sentences(tmp_path: Path, suffix: str) -> None:
+    found = rows(write(tmp_path / f"a{suffix}", CONLL))
+    assert [(row.row, row.value) for row in found] == [
+        (3, {"tokens": ["Ada", "left"], "ner_tags": ["B-PER", "O"]}),
+        (8, {"tokens": ["#", "\u4f60"], "ner_tags": ["O", "I-LOC"]}),
+    ]
+
+
+def test_tagged_columns_by_tab_hold_spaces_and_need_no_tags(tmp_path: Path) -> None:
+    tabs = rows(write(tmp_path / "a.conll", "New York\tB-LOC\n\u3000\tO\n"))
+    assert [row.value for row in tabs] == [
+        {"tokens": ["New York", "\u3000"], "ner_tags": ["B-LOC", "O"]}
+    ]
+    plain = rows(write(tmp_path / "b.conll", "Ada\nleft\n\n-DOCSTART-\n"))
+    assert [row.value for row in plain] == [{"tokens": ["Ada", "left"]}]
+
+
+def test_flaws_in_tagged_columns_cost_their_sentence(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.conll", b"a O\nb\n\n\xff O\n\nfine\tO\n")
+    lost, torn, fine = rows(path)
+    assert lost.error == f"{path}:1: the sentence's lines have 1 and 2 columns"
+    assert lost.reason == "lines of one sentence differ in their columns"
+    assert torn.error == f"{path}:4: not UTF-8; save the file as UTF-8"
+    assert (fine.row, fine.value) == (6, {"tokens": ["fine"], "ner_tags": ["O"]})
