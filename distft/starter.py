@@ -18,20 +18,34 @@ from distft.config import DEFAULT_METHOD, RunConfig
 from distft.config_sections import nearest
 from distft.errors import ConfigError
 
-EXAMPLES: Mapping[plugin.RowKind, tuple[str, dict[str, Any]]] = {
-    "labelled_text": ("asset:minilm-l6", {"train": "asset:vader-amazon", "cutoff_len": 96}),
-    "conversation": (
-        "asset:smollm2-135m-instruct",
-        {"train": "asset:chatterbot-english", "cutoff_len": 128},
-    ),
+_ENCODER, _CHAT = "asset:minilm-l6", "asset:smollm2-135m-instruct"
+MODELS: Mapping[str, str] = {
+    "AutoModelForSequenceClassification": _ENCODER,
+    "AutoModelForTokenClassification": _ENCODER,
+    "AutoModelForCausalLM": _CHAT,
+    # No package holds a model of these kinds: they come from the hub.
+    "AutoModelForMaskedLM": "distilbert/distilroberta-base",
+    "AutoModelForSeq2SeqLM": "google-t5/t5-small",
 }
-"""Kind of rows -> a packaged model, and data settings that go with it."""
+"""Auto class of a task -> a model that has what it needs."""
+
+EXAMPLES: Mapping[plugin.RowKind, dict[str, Any]] = {
+    "labelled_text": {"train": "asset:vader-amazon", "cutoff_len": 96},
+    "multi_labelled_text": {"train": "data/train.jsonl", "cutoff_len": 128},
+    "rated_text": {"train": "asset:vader-tweets", "cutoff_len": 64},
+    "tagged_words": {"train": "asset:wnut-ner", "cutoff_len": 96},
+    "plain_text": {"train": "asset:vader-movie-text", "cutoff_len": 128},
+    "text_to_text": {"train": "data/train.jsonl", "cutoff_len": 128},
+    "conversation": {"train": "asset:chatterbot-english", "cutoff_len": 128},
+}
+"""Kind of rows -> data settings of packaged data, or, where no package holds such rows, of a file
+that the user puts there."""
 
 SECTIONS = ("data", "train", "cluster", "tune")
 
 
 def starter(task_name: str) -> str:
-    """Return a commented config that trains a packaged model on packaged data.
+    """Return a commented config, of a packaged model and packaged data where there are any.
 
     Args:
         task_name: One of `distft tasks`.
@@ -48,7 +62,7 @@ def starter(task_name: str) -> str:
             f"unknown task {task_name!r}{nearest(task_name, known)}; allowed: {', '.join(known)}."
         )
     task = known[task_name]
-    model, data = EXAMPLES[task.rows[0]]
+    model, data = MODELS[task.auto_class], EXAMPLES[task.rows[0]]
     fields = RunConfig.model_fields
     chosen: dict[str, dict[str, Any]] = {
         "data": data,

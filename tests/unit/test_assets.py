@@ -196,3 +196,29 @@ def test_the_converted_model_is_plain_and_loads(asset: Asset) -> None:
     folder = asset("smollm2-135m-instruct")
     assert (folder / "model.safetensors").stat().st_size > 500_000_000
     assert "<|im_start|>" in (folder / "chat_template.jinja").read_text()
+
+
+def test_vader_tweets_hold_their_mean_ratings(asset: Asset) -> None:
+    with asset("vader-tweets").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ratings = [float(row["label"]) for row in rows]
+    assert len(rows) == 4200
+    assert -4 <= min(ratings) < -3 < 3 < max(ratings) <= 4
+    assert len({rating for rating in ratings if not rating.is_integer()}) > 100
+
+
+def test_vader_movie_text_is_one_snippet_a_line(asset: Asset) -> None:
+    lines = asset("vader-movie-text").read_text(encoding="utf-8").split("\n")
+    assert len(lines) == 10605 + 1
+    assert lines[-1] == ""
+    assert all(lines[:-1])
+
+
+def test_wnut_ner_has_a_tag_for_every_word(asset: Asset) -> None:
+    text = asset("wnut-ner").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 2394
+    assert all(len(row["tokens"]) == len(row["ner_tags"]) > 0 for row in rows)
+    tags = collections.Counter(tag for row in rows for tag in row["ner_tags"])
+    assert (tags["O"], tags["B-person"], tags["I-sportsteam"]) == (44007, 449, 23)
+    assert len({tag[2:] for tag in tags if tag != "O"}) == 10

@@ -23,11 +23,15 @@ LAYERS = (
     ("launch",),
     ("train",),
     ("data", "plan", "run_dir"),
-    ("hf", "adapter", "assets", "capacity"),
+    ("states",),
+    ("hf", "adapter", "assets", "capacity", "gguf"),
     ("compat",),
     ("config", "config_file", "config_sections"),
     ("methods", "tasks", "formats"),
-    ("plugin", "fields", "records", "space", "virtual_tokens", "bottleneck"),
+    (
+        *("plugin", "fields", "records", "space"),
+        *("virtual_tokens", "bottleneck", "scoring", "texts"),
+    ),
     ("errors",),
 )
 RANK = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
@@ -48,7 +52,7 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "deepspeed": (("train/deepspeed_engine.py",), ()),
     "peft": ((), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
-    "transformers": (("hf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
+    "transformers": (("hf.py", "gguf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
 }
 HEAVY = ("torch", "ray", "peft", "deepspeed", "transformers", "optuna", "datasets", "pandas")
 
