@@ -1,0 +1,14 @@
+"""Prefix tuning, worked out by hand: keys and values of two blocks."""
+
+SETTINGS = {"num_virtual_tokens": 6}
+LEARNING_RATE = 1e-1
+KEEPS_OUTPUT = False
+
+
+def trained(sizes, task):
+    return 6 * 2 * 2 * sizes["values"] + (sizes["head"] if task.new_head else 0)
+
+
+def declared(names, task):
+    heads = {n for n in names if ".modules_to_save." in n}
+    return heads | {"prompt_encoder.default.embedding.weight"}
