@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from distft.errors import ConfigError
-from distft.plugin import Task
+from distft.plugin import Quantization, Task
 
 INITIAL = "_distft_initial"
 """Attribute of an attached model: the adapter it began with, where the base gave a part of its own
@@ -44,6 +45,63 @@ def linear_layers(model: nn.Module, task: Task, heads: Sequence[str]) -> list[st
         and module is not last
         and not (task.new_head and _inside(name, heads))
     ]
+
+
+def quantized_layers(model: nn.Module, task: Task, heads: Sequence[str]) -> list[str]:
+    """Return the names of the linear layers that a base in fewer bits stores so.
+
+    Args:
+        model: A transformers model.
+        task: A new head is trained, and so is a pooler that the files may lack.
+        heads: Its head modules (`hf.head_modules`).
+
+    Returns:
+        In the model's order.
+    """
+    names = [
+        name
+        for name in linear_layers(model, task, heads)
+        if isinstance(model.get_submodule(name), nn.Linear)
+    ]
+    return [name for name in names if not (task.new_head and ".pooler." in f".{name}")]
+
+
+def quantization_arguments(
+    quantization: Quantization, model: nn.Module, layers: Sequence[str], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what `from_pretrained` takes to store some layers in fewer bits.
+
+    Args:
+        quantization: Of the method.
+        model: A model of the same architecture.
+        layers: Which layers (`quantized_layers`); no other is.
+        dtype: In which 4-bit layers multiply.
+
+    Returns:
+        The keyword argument.
+    """
+    settings = copy.deepcopy(quantization.settings)
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    settings.llm_int8_skip_modules = sorted(linear - set(layers))
+    settings.bnb_4bit_compute_dtype = dtype
+    return {"quantization_config": settings}
+
+
+def take_quantization(config: Any) -> dict[str, Any]:
+    """Move the quantization out of a saved configuration: its base's files are not quantized.
+
+    Args:
+        config: Of transformers; loses its `quantization_config`.
+
+    Returns:
+        Keyword arguments for `from_pretrained`, which then quantizes the weights it reads.
+    """
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    stored = config.__dict__.pop("quantization_config", None)
+    if stored is None:
+        return {}
+    return {"quantization_config": AutoQuantizationConfig.from_dict(stored)}
 
 
 def narrowing_layers(model: nn.Module, names: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ def model_path(model: ModelConfig) -> str:
     Raises:
         ConfigError: It looks like a path and no model lies there.
     """
-    _quiet()
+    quiet()
     if model.id.startswith("asset:"):
         return str(assets.resolve(model.id, "model"))
     folder = Path(model.id).expanduser()
@@ -217,7 +218,7 @@ def load_model(
             trust_remote_code=model.trust_remote_code,
             ignore_mismatched_sizes=task.new_head,
             output_loading_info=True,
-            **({} if quantization is None else {"quantization_config": quantization.settings}),
+            **_quantized(model, task, labels, quantization),
         )
     heads = head_modules(loaded)
     mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}
@@ -288,7 +289,7 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
     Returns:
         The model in evaluation mode, in float32 or as it was saved.
     """
-    _quiet()
+    quiet()
     if not (folder / "adapter_config.json").is_file():
         plain: nn.Module = _auto(task).from_pretrained(folder, dtype="auto")
         return plain.eval()
@@ -298,7 +299,11 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
     # The adapter's own folder knows the labels; the base would come with a head of another size.
     config = transformers.AutoConfig.from_pretrained(folder)
     base = _auto(task).from_pretrained(
-        base_path, config=config, dtype=torch.float32, ignore_mismatched_sizes=task.new_head
+        base_path,
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=task.new_head,
+        **adapter.take_quantization(config),
     )
     adapted: nn.Module = peft.PeftModel.from_pretrained(base, folder)
     return virtual_tokens.align(adapted).eval()
@@ -321,36 +326,15 @@ def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
     load_tokenizer(model).save_pretrained(folder)
 
 
-def convert_gguf(gguf_file: Path, target: Path) -> None:
-    """Write a GGUF file as a plain float32 folder of model and tokenizer.
-
-    A model loaded from GGUF counts as quantized and can neither be trained nor saved, so its
-    weights move into a fresh model of the same class.
-
-    Args:
-        gguf_file: The file.
-        target: Folder to write; made if absent.
-    """
-    _quiet()
-    folder, name = gguf_file.parent, gguf_file.name
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.float32
-    )
-    kept = {k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"}
-    config = type(loaded.config).from_dict(kept)
-    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(loaded.state_dict(), strict=True)
-    plain.tie_weights()
-    plain.save_pretrained(target)
-    transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
-
-
-def _quiet() -> None:
+def quiet() -> None:
+    """Silence the libraries' progress bars and the warnings that say nothing of a run."""
     if not torch.cuda.is_available():
         # PEFT and accelerate import deepspeed, which otherwise warns that it found no accelerator.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    # Says at every layer and step that 8-bit layers multiply in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     # PEFT 0.21.2 reads an attribute that transformers 5.23 has renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
@@ -362,6 +346,16 @@ def _auto(task: Task) -> Any:
 def _dtype(model: ModelConfig) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, model.dtype)
     return dtype
+
+
+def _quantized(
+    model: ModelConfig, task: Task, labels: Sequence[str], quantization: Quantization | None
+) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    empty = build_meta(model, task, labels)
+    kept = adapter.quantized_layers(empty, task, head_modules(empty))
+    return adapter.quantization_arguments(quantization, empty, kept, _dtype(model))
 
 
 def _is_new(name: str, heads: Sequence[str], task: Task) -> bool:

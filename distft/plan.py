@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
@@ -15,8 +14,8 @@ from pydantic import BaseModel
 from distft import compat, plugin
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
-from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, PlanError
+from distft.states import count, model_states
 
 if TYPE_CHECKING:
     from distft.data.stats import DataStats
@@ -129,12 +128,12 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         "cuda" if capacity.gpus and config.cluster.gpus_per_worker != 0 else "cpu"
     )
     per_node = _workers_per_node(config, capacity, device)
-    params, trainable = _count(config, stats)
+    counts = count(config, stats.labels)
     available = int(
         (capacity.gpu_memory_bytes if device == "cuda" else capacity.memory_bytes / per_node)
         * USABLE_SHARE
     )
-    totals = {s: _states(config, params, trainable, s, world, device) for s in STAGES}
+    totals = {s: model_states(config, counts, s, world, device) for s in STAGES}
     stage = _stage(config, totals, available, world, capacity, reasons)
     weights, gradients, optimizer = totals[stage]
     global_batch, micro, accumulation = batch_sizes(config, reasons)
@@ -154,8 +153,8 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     _check_positions(config, stats)
     full_passes, rest = divmod(total, steps_per_epoch)
     return Plan(
-        params=params,
-        trainable_params=trainable,
+        params=counts.params,
+        trainable_params=counts.trainable,
         world_size=world,
         zero_stage=stage,
         offload=config.cluster.offload,
@@ -189,32 +188,6 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     )
 
 
-def _count(config: RunConfig, stats: DataStats) -> tuple[int, int]:
-    sections = config.model.model_dump_json(), config.method.model_dump_json()
-    return _counted(*sections, config.method.name, config.task.name, tuple(stats.labels))
-
-
-@lru_cache(maxsize=256)
-def _counted(
-    model_json: str, method_json: str, method_name: str, task_name: str, labels: tuple[str, ...]
-) -> tuple[int, int]:
-    # Kept, because the trials of a search differ mostly in what does not change the model.
-    import torch
-
-    from distft import hf
-
-    task, method = plugin.tasks()[task_name], plugin.methods()[method_name]
-    given = ModelConfig.model_validate_json(model_json)
-    model = hf.build_meta(given, task, list(labels))
-    params = sum(p.numel() for p in model.parameters())
-    with torch.device("meta"):
-        module = method.attach(model, method.config.model_validate_json(method_json), task)
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    if trainable == 0:
-        raise ConfigError(f"method {method_name} leaves nothing to train on {given.id}.")
-    return params, trainable
-
-
 def _engine(config: RunConfig, stage: int) -> Literal["torch", "deepspeed"]:
     alone = config.cluster.num_workers == 1 and stage == 0 and config.cluster.offload == "none"
     engine: Literal["torch", "deepspeed"] = "torch" if alone else "deepspeed"
@@ -244,26 +217,6 @@ def _workers_per_node(config: RunConfig, capacity: Capacity, device: str) -> int
             f"Set cluster.num_workers={capacity.nodes * capacity.gpus}, or gpus_per_worker=0.",
         )
     return math.ceil(world / capacity.nodes)
-
-
-def _states(
-    config: RunConfig, params: int, trainable: int, stage: int, world: int, device: str
-) -> tuple[int, int, int]:
-    """Bytes of weights, gradients and optimizer on one worker: ZeRO (arXiv 1910.02054), section 3.
-
-    DeepSpeed 0.19.8 keeps a float32 master partition at stages 1-3 even for float32 weights.
-    """
-    width = 2 if config.model.dtype == "bfloat16" else 4
-    # An adapter's own parameters come on top of the base; a frozen or full run trains the base.
-    added = trainable if plugin.methods()[config.method.name].adapter else 0
-    weights = (params + added) * width // (world if stage == 3 else 1)
-    gradients = trainable * width // (world if stage >= 2 else 1)
-    moments = 8 if config.train.optim == "adamw_torch" else 4 * (config.train.sgd_momentum > 0)
-    master = 4 if stage >= 1 or width == 2 else 0
-    optimizer = trainable * (moments + master) // (world if stage >= 1 else 1)
-    if config.cluster.offload == "cpu" and stage >= 1 and device == "cuda":
-        optimizer = 0
-    return weights, gradients, optimizer
 
 
 def _stage(

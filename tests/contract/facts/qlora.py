@@ -1,0 +1,15 @@
+"""QLoRA, worked out by hand; the base is another one, rounded to 4 bits."""
+
+SETTINGS = {"r": 4, "lora_alpha": 16}
+LEARNING_RATE = 2e-2
+KEEPS_OUTPUT = False
+
+
+def trained(sizes, task):
+    update = SETTINGS["r"] * (2 * sizes["block_lora"] + sizes["after_lora"])
+    return update + (sizes["head"] if task.new_head else 0)
+
+
+def declared(names, task):
+    heads = {n for n in names if ".modules_to_save." in n}
+    return heads | {n for n in names if ".lora_A." in n or ".lora_B." in n}
