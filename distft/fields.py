@@ -12,6 +12,7 @@ from distft.plugin import UnusableRow
 Message = dict[str, str]
 """{"role", "content"} of a conversation."""
 
+_LARGEST = 3.4e38
 _DECIMAL = re.compile(r"[+-]?(?=[0-9.]*[.eE])([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -109,8 +110,9 @@ def number_of(raw: Mapping[str, Any], column: str) -> float | None:
         raise UnusableRow(f"field {column!r} must be a number such as 3.5, got text") from None
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise UnusableRow(f"field {column!r} must be a finite number")
+    # Numbers are learnt in float32.
+    if not abs(number) <= _LARGEST:
+        raise UnusableRow(f"field {column!r} must be a finite number below 3.4e38")
     return number
 
 

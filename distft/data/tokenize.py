@@ -37,8 +37,10 @@ def encode_row(
             f"task {task.name} made a sample of {len(encoded.input_ids)} tokens "
             f"where {context.cutoff_len} are allowed."
         )
-    if not encoded.input_ids:
-        return "the row has no token"
+    # A tokenizer may drop all of a text, such as control characters, and still frame the nothing.
+    frame = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if all(token in frame for token in encoded.input_ids):
+        return "the row has no token, or special ones only"
     if task.num_targets(encoded.labels) == 0:
         return "nothing in the row is trained on"
     return encoded

@@ -226,6 +226,7 @@ def test_scores_become_numbers(value: object, number: float | None) -> None:
         (float("nan"), "must be a finite number"),
         ("inf", "must be a finite number"),
         (10**400, "must be a finite number"),
+        (-4e38, "must be a finite number below 3.4e38"),
     ],
 )
 def test_scored_refuses(value: object, reason: str) -> None:

@@ -52,7 +52,11 @@ def test_a_broken_line_costs_one_row_and_says_where(tmp_path: Path, line: bytes,
     assert first.error == ""
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=50,
+    deadline=None,
+)
 @given(
     texts=st.lists(st.text(alphabet="ab\u4f60\u2028\x85\n ", max_size=40), min_size=1, max_size=60),
     chunk_bytes=st.integers(1, 200),
