@@ -36,4 +36,22 @@ def rows() -> dict[str, list[dict[str, Any]]]:
         }
         for word in ["good", "bad", "fine", "poor"]
     ]
-    return {"labelled_text": labelled, "conversation": conversations}
+    plain = [{"text": row["text"]} for row in labelled]
+    return {
+        "labelled_text": labelled,
+        "multi_labelled_text": [
+            {"text": row["text"], "labels": [row["label"]] * (row["label"] != "plain")}
+            for row in labelled
+        ],
+        "rated_text": [
+            {"text": row["text"], "value": {"good": 1.5, "bad": -2.0, "plain": 0.25}[row["label"]]}
+            for row in labelled
+        ],
+        "tagged_words": [
+            {"words": row["text"].split(), "tags": ["O", "B-THING", "O", f"B-{row['label']}"]}
+            for row in labelled
+        ],
+        "plain_text": plain,
+        "text_to_text": [{"source": row["text"], "target": row["label"]} for row in labelled],
+        "conversation": conversations,
+    }
