@@ -127,7 +127,8 @@ def follow(
 
 
 def _evaluation(line: Metrics) -> str:
-    skipped = ("eval_rows", "eval_targets", "eval_majority_accuracy")
+    counts = ("eval_rows", "eval_targets", "eval_entities")
+    skipped = (*counts, "eval_majority_accuracy", "eval_mean_mse")
     return "  ".join(
         f"eval {label(key)} {number(value)}"
         for key, value in line.items()

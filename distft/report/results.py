@@ -85,7 +85,7 @@ def _compared(document: Document, metric: str, base: str, tuned: str, test: str)
 
 
 def _change(metric: str, before: Cell, after: Cell) -> Cell:
-    counts = ("rows", "targets", "tokens")
+    counts = ("rows", "targets", "tokens", "entities")
     if not before.is_number or not after.is_number or metric.removeprefix("eval_") in counts:
         return Cell(NOTHING)
     change = after.value - before.value

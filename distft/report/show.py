@@ -177,10 +177,20 @@ def cell(document: Document, path: str, how: Callable[[Any], str] = number, tone
 def label(metric: str) -> str:
     """Return the name of a metric as a reader says it: `eval_f1_macro` -> `macro F1`."""
     known = {
+        "entity_f1": "entity F1",
+        "entity_f1_macro": "entity macro F1",
         "f1_macro": "macro F1",
+        "f1_micro": "micro F1",
         "precision_macro": "macro precision",
+        "precision_micro": "micro precision",
         "recall_macro": "macro recall",
+        "recall_micro": "micro recall",
         "majority_accuracy": "accuracy of the most frequent class",
+        "mae": "MAE",
+        "mean_mse": "MSE of the mean",
+        "mse": "MSE",
+        "r2": "R2",
+        "rmse": "RMSE",
         "targets": "trained targets",
     }
     plain = metric.removeprefix("eval_")

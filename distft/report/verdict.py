@@ -62,7 +62,7 @@ def judge(run: Metrics, evaluations: Metrics, last_step: int, total_steps: int) 
     elif verdict["gain"] is None:
         verdict["sentence"] = "The run completed; it holds no evaluation to compare."
     else:
-        verdict["sentence"] = _compared(verdict) + _generative(base, tuned) + "."
+        verdict["sentence"] = _compared(verdict) + _generative(metric, base, tuned) + "."
     return verdict
 
 
@@ -108,11 +108,12 @@ def _compared(verdict: Metrics) -> str:
     )
 
 
-def _generative(base: Metrics, tuned: Metrics) -> str:
+def _generative(told: str, base: Metrics, tuned: Metrics) -> str:
     if "eval_perplexity" not in tuned or "eval_perplexity" not in base:
         return ""
     said = [
         f"{label(metric)} {number(base[metric])} to {number(tuned[metric])}"
         for metric in ("eval_loss", "eval_perplexity")
+        if metric != told
     ]
     return f" ({', '.join(said)})"
