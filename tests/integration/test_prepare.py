@@ -170,6 +170,53 @@ def test_conversations_with_broken_lines(tmp_path: Path, make_config: MakeConfig
     assert sum(info.rows for info in manifest.splits.values()) == 46
 
 
+@pytest.mark.slow
+def test_rows_at_the_edges_are_counted_and_stand_in_the_shards_as_written(
+    tmp_path: Path, make_config: MakeConfig, tiny_model: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    scripts = [
+        "\u4f60\u597d\uff0c\u4e16\u754c",
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+        "\u0645\u0631\u062d\u0628\u0627 \u200f\u0628\u0643",
+        "before\x00after\u2028end",
+    ]
+    rows = [{"text": text, "label": 1} for text in scripts]
+    rows += [
+        {"text": "w " * 50_000, "label": 2},
+        {"text": "</s></s>", "label": 1},
+        {"text": None, "label": 2},
+        {"text": "alone in its class", "label": True},
+    ]
+    held = [{"text": f"only class {i}", "label": 2} for i in range(3)]
+    test = tmp_path / "s.csv"
+    test.write_bytes("\ufefftext,label\r\n\U0001f600\x00,1\r\n".encode())
+    config = make_config(
+        write_jsonl(tmp_path / "t.jsonl", rows),
+        eval=str(write_jsonl(tmp_path / "e.jsonl", held)),
+        test=str(test),
+    )
+    root, manifest = prepare(config)
+    assert manifest.labels == ["1", "2", "true"]
+    assert manifest.dropped == {
+        "field 'text' is missing": 1,
+        "the row has no token, or special ones only": 1,
+    }
+    train = manifest.splits["train"]
+    assert (train.rows, train.truncated, train.max_length) == (6, 1, 64)
+    assert train.label_counts == [4, 1, 1]
+    assert manifest.splits["eval"].label_counts == [0, 3, 0]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def texts(split: str, count: int) -> list[str]:
+        samples = open_split(root, split).read(range(count))
+        return [tokenizer.decode(one.input_ids, skip_special_tokens=True) for one in samples]
+
+    assert texts("train", 4) == scripts
+    assert texts("test", 1) == ["\U0001f600\x00"]
+
+
 def test_second_prepare_reads_no_row(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(write_csv(tmp_path / "r.csv", reviews(60)))
     tokenized: list[int] = []
