@@ -295,6 +295,8 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
         return plain.eval()
     import peft
 
+    from distft import bottleneck  # noqa: F401 - registers its adapters with PEFT
+
     base_path = peft.PeftConfig.from_pretrained(folder).base_model_name_or_path
     # The adapter's own folder knows the labels; the base would come with a head of another size.
     config = transformers.AutoConfig.from_pretrained(folder)

@@ -35,9 +35,13 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     from distft import hf, virtual_tokens
 
     assert isinstance(config, PTuningConfig)
+    sizes = model.config.get_text_config()
     wanted = peft.PromptEncoderConfig(
         task_type=task.peft_type,
         num_virtual_tokens=config.num_virtual_tokens,
+        # PEFT looks for them under fewer names than there are (DistilBERT).
+        token_dim=sizes.hidden_size,
+        num_attention_heads=sizes.num_attention_heads,
         num_transformer_submodules=1,
         encoder_reparameterization_type=config.encoder_reparameterization_type,
         encoder_hidden_size=config.encoder_hidden_size,  # None: PEFT's own

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
+from distft.errors import ConfigError
 from distft.plugin import Method, Task, VariantConfig
 from distft.space import Range
 
@@ -42,6 +44,12 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     from distft import hf, virtual_tokens
 
     assert isinstance(config, PrefixTuningConfig)
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        raise ConfigError(
+            f"Method prefix_tuning needs a model that takes past_key_values; "
+            f"{model.config.model_type} models do not.",
+            "Take method prompt_tuning or p_tuning.",
+        )
     wanted = peft.PrefixTuningConfig(
         task_type=task.peft_type,
         num_virtual_tokens=config.num_virtual_tokens,

@@ -42,9 +42,13 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
 
     assert isinstance(config, PromptTuningConfig)
     reads_text = config.prompt_tuning_init == "TEXT"
+    sizes = model.config.get_text_config()
     wanted = peft.PromptTuningConfig(
         task_type=task.peft_type,
         num_virtual_tokens=config.num_virtual_tokens,
+        # PEFT looks for them under fewer names than there are (DistilBERT).
+        token_dim=sizes.hidden_size,
+        num_attention_heads=sizes.num_attention_heads,
         num_transformer_submodules=1,
         prompt_tuning_init=config.prompt_tuning_init,
         prompt_tuning_init_text=config.prompt_tuning_init_text,

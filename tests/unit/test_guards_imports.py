@@ -50,7 +50,7 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ray.tune": (("search/tune.py", "search/trainable.py"), ()),
     "optuna": (("search/",), ()),
     "deepspeed": (("train/deepspeed_engine.py",), ()),
-    "peft": ((), ("methods/", "hf.py", "adapter.py")),
+    "peft": (("bottleneck.py",), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
     "transformers": (("hf.py", "gguf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
 }

@@ -1,0 +1,21 @@
+"""Bottleneck adapters, worked out by hand: two to a block, with a norm."""
+
+SETTINGS = {
+    "style": "houlsby",
+    "reduction_factor": 4,
+    "non_linearity": "gelu",
+    "ln_before": True,
+}
+LEARNING_RATE = 3e-2
+
+
+def trained(sizes, task):
+    width = sizes["hidden"]
+    narrow = width // 4
+    adapter = (width * narrow + narrow) + (narrow * width + width) + 2 * width
+    return 2 * 2 * adapter + (sizes["head"] if task.new_head else 0)
+
+
+def declared(names, task):
+    heads = {n for n in names if ".modules_to_save." in n}
+    return heads | {n for n in names if ".bottleneck_" in n}
