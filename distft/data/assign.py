@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from distft.config_sections import DataConfig
 from distft.data import resolve
 from distft.data.manifest import DroppedRow
-from distft.data.split import SPLITS, Candidate, Split, assign
+from distft.data.split import SPLITS, Candidate, Fate, Split, assign
 from distft.errors import DataError
 from distft.plugin import Task
 
@@ -108,7 +108,14 @@ def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Drop
         DataError: There is no row at all, no usable one, or none left for a split.
     """
     usable = [row for survey in surveys for row in survey.candidates if row is not None]
-    fates = iter(assign(usable, resolve.shares(data), seed))
+    classes = [
+        names
+        for survey in surveys
+        for row, names in zip(survey.candidates, survey.classes, strict=True)
+        if row is not None
+    ]
+    drawn = assign(usable, resolve.shares(data), seed)
+    fates = iter(_with_every_class_trained(drawn, usable, classes))
     room = data.max_samples
     for survey in surveys:
         for i, candidate in enumerate(survey.candidates):
@@ -125,6 +132,24 @@ def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Drop
         _check_any(split, [survey for survey in surveys if survey.origin == split])
     rows = Counter(fate for survey in surveys for fate in survey.fates)
     check_not_empty({split: rows[split] for split in SPLITS}, dropped)
+
+
+def _with_every_class_trained(
+    fates: Sequence[Fate], rows: Sequence[Candidate], classes: Sequence[Sequence[str]]
+) -> list[Fate]:
+    """Return the fates with rows drawn for eval or test put back where training lacks a class.
+
+    A stratum is one class of a row; a row of several may hold another that is nowhere else.
+    """
+    result = list(fates)
+    pairs = zip(fates, classes, strict=True)
+    seen = {name for fate, names in pairs if fate == "train" for name in names}
+    for i, (fate, row, names) in enumerate(zip(fates, rows, classes, strict=True)):
+        drawn = row.origin == "train" and fate in SPLITS[1:]
+        if drawn and not seen.issuperset(names):
+            result[i] = "train"
+            seen.update(names)
+    return result
 
 
 def check_not_empty(rows: Mapping[str, int], dropped: Dropped) -> None:

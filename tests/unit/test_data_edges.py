@@ -67,6 +67,31 @@ def test_a_class_of_one_row_is_trained_on_and_of_two_is_not_lost_to_both_shares(
     assert fates["common", "eval"] + fates["pair", "eval"] == 20
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_row_with_the_only_one_of_its_classes_is_trained_on(seed: int) -> None:
+    survey = Survey("rows.jsonl", "train")
+    for i in range(60):
+        names = ["O", "B-PER"] if i % 3 else ["O"]
+        survey.add(i + 1, key_of(str(i)), None, [*names, f"B-ONCE{i}"] if i % 10 == 0 else names)
+    settings = DataConfig(train="rows.jsonl", eval=0.25, test=0.25)
+    decide([survey], settings, seed, Dropped())
+    assert [survey.fates[i] for i in range(0, 60, 10)] == ["train"] * 6
+    assert len(labels_of([survey], tasks()["token_cls"], settings)) == 8
+    assert 24 <= survey.fates.count("eval") + survey.fates.count("test") <= 30
+
+
+def test_a_row_of_a_test_file_stays_there_and_its_class_is_refused() -> None:
+    train, test = Survey("t.jsonl", "train"), Survey("s.jsonl", "test")
+    for i in range(20):
+        train.add(i + 1, key_of(str(i)), None, ["O", "B-PER"])
+    test.add(1, key_of("held out"), None, ["B-ODD"])
+    settings = DataConfig(train="t.jsonl", test="s.jsonl")
+    decide([train, test], settings, 0, Dropped())
+    assert test.fates == ["test"]
+    with pytest.raises(DataError, match=r"s\.jsonl:1: label 'B-ODD' in the test rows is never"):
+        labels_of([train, test], tasks()["token_cls"], settings)
+
+
 def test_a_split_may_lack_classes_that_training_has(tmp_path: Path, tiny_bert: Path) -> None:
     rows = [{"text": f"film {i}", "label": "abc"[i % 3]} for i in range(30)]
     train = write(tmp_path / "t.jsonl", rows)
