@@ -125,6 +125,7 @@ def test_two_studies_at_once_do_not_disturb_each_other(
         tune__policy={"rungs": [0.3], "keep": [0.5]},
         tune__space={"method.trainable_layers": [1, 2]},
         tune__confirm=2,
+        tune__confirm_seeds=2,
     )
     names = ("left", "right")
     both = [command(tmp_path, "tune", path, f"name={name}", "--plain") for name in names]
