@@ -189,23 +189,18 @@ def test_rows_at_the_edges_are_counted_and_stand_in_the_shards_as_written(
         {"text": None, "label": 2},
         {"text": "alone in its class", "label": True},
     ]
-    held = [{"text": f"only class {i}", "label": 2} for i in range(3)]
-    test = tmp_path / "s.csv"
+    held, test = [{"text": f"row {i}", "label": 2} for i in range(3)], tmp_path / "s.csv"
     test.write_bytes("\ufefftext,label\r\n\U0001f600\x00,1\r\n".encode())
-    config = make_config(
-        write_jsonl(tmp_path / "t.jsonl", rows),
-        eval=str(write_jsonl(tmp_path / "e.jsonl", held)),
-        test=str(test),
-    )
-    root, manifest = prepare(config)
+    eval_file = str(write_jsonl(tmp_path / "e.jsonl", held))
+    train_file = write_jsonl(tmp_path / "t.jsonl", rows)
+    root, manifest = prepare(make_config(train_file, eval=eval_file, test=str(test)))
     assert manifest.labels == ["1", "2", "true"]
     assert manifest.dropped == {
         "field 'text' is missing": 1,
         "the row has no token, or special ones only": 1,
     }
     train = manifest.splits["train"]
-    assert (train.rows, train.truncated, train.max_length) == (6, 1, 64)
-    assert train.label_counts == [4, 1, 1]
+    assert (train.rows, train.truncated, train.label_counts) == (6, 1, [4, 1, 1])
     assert manifest.splits["eval"].label_counts == [0, 3, 0]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
