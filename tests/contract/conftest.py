@@ -44,7 +44,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
             for row in labelled
         ],
         "rated_text": [
-            {"text": row["text"], "value": {"good": 1.5, "bad": -2.0, "plain": 0.25}[row["label"]]}
+            {"text": row["text"], "value": {"good": 4.0, "bad": 1.0, "plain": 2.5}[row["label"]]}
             for row in labelled
         ],
         "tagged_words": [

@@ -34,6 +34,7 @@ from distft.train.optimizer import build_optimizer
 METHODS = plugin.methods()
 TASKS = plugin.tasks()
 LABELS = ["bad", "good", "plain"]
+TAGS = ["B-THING", "B-bad", "B-good", "B-plain", "I-THING", "I-bad", "I-good", "I-plain", "O"]
 STEPS = 30
 
 FACTS = {
@@ -46,13 +47,22 @@ how many parameters it trains, and `declared(names, task)`: which. KEEPS_OUTPUT 
 attaching changes what the model says, KEEPS_TOLERANCE how much rounding may change it,
 ARCHITECTURES those it goes with where they are not all."""
 
-PLACES = [("bert", "seq_cls"), ("llama", "seq_cls"), ("llama", "sft")]
+PLACES = [
+    ("bert", "seq_cls"),
+    ("bert", "regression"),
+    ("bert", "token_cls"),
+    ("llama", "seq_cls"),
+    ("llama", "sft"),
+    ("llama", "causal_lm"),
+]
 
 
 def bert_sizes(task: str) -> dict[str, int]:
     """Parameters of the tiny BERT by place, from its published shapes alone."""
-    vocabulary, hidden, inner, positions, labels = 18, 24, 40, 64, len(LABELS)
-    assert task == "seq_cls"
+    vocabulary, hidden, inner, positions = 19, 24, 40, 64
+    labels = {"seq_cls": len(LABELS), "regression": 1, "token_cls": len(TAGS)}[task]
+    # The pooler: words are tagged without one.
+    pooler = int(task != "token_cls")
     return {
         "hidden": hidden,
         "inner": inner,
@@ -62,18 +72,18 @@ def bert_sizes(task: str) -> dict[str, int]:
         + (hidden * inner + inner)
         + (inner * hidden + hidden)
         + 4 * hidden,
-        "after": hidden * hidden + hidden,
+        "after": pooler * (hidden * hidden + hidden),
         "head": hidden * labels + labels,
         # Sums of (inputs + outputs) of the linear layers, which is what a rank-1 update costs.
         "block_lora": 4 * (2 * hidden) + 2 * (hidden + inner),
-        "after_lora": 2 * hidden,
+        "after_lora": pooler * 2 * hidden,
         # Linear layers, and how many numbers go into them and come out.
         "block_linears": 6,
         "block_inputs": 5 * hidden + inner,
         "block_outputs": 4 * hidden + inner + hidden,
-        "after_linears": 1,
-        "after_inputs": hidden,
-        "after_outputs": hidden,
+        "after_linears": pooler,
+        "after_inputs": pooler * hidden,
+        "after_outputs": pooler * hidden,
         # Keys, values, the input of the two output layers.
         "block_ia3": 2 * hidden + hidden + inner,
         "norms": 2 * hidden + 2 * (4 * hidden),
@@ -156,6 +166,8 @@ def config(method: Method, place: tuple[str, Task, Path]) -> RunConfig:
 
 @pytest.fixture
 def labels(place: tuple[str, Task, Path]) -> list[str]:
+    if place[1].name == "token_cls":
+        return TAGS
     return LABELS if place[1].classes else []
 
 

@@ -7,7 +7,7 @@ ARCHITECTURES = ("bert",)
 
 def trained(sizes, task):
     block = 4 * 24 + 40 + 24 + 2 * 24
-    pooler, norm = 24, 24
+    pooler, norm = sizes["after_outputs"], 24
     return norm + 2 * block + pooler + sizes["head"]
 
 
