@@ -206,7 +206,7 @@ def test_rows_at_the_edges_are_counted_and_stand_in_the_shards_as_written(
 
     def texts(split: str, count: int) -> list[str]:
         samples = open_split(root, split).read(range(count))
-        return [tokenizer.decode(one.input_ids, skip_special_tokens=True) for one in samples]
+        return [str(tokenizer.decode(one.input_ids, skip_special_tokens=True)) for one in samples]
 
     assert texts("train", 4) == scripts
     assert texts("test", 1) == ["\U0001f600\x00"]
