@@ -19,6 +19,7 @@ from distft.data.shards import Sample
 from distft.errors import ConfigError
 from distft.plugin import EncodeContext, Encoded, LossSettings, Task, UnusableRow
 from distft.train.batch import Collator, make_collator
+from distft.train.model import builder
 
 TASKS = plugin.tasks()
 ARCHITECTURES = {
@@ -141,6 +142,31 @@ def test_scores_add_up_to_the_loss_and_are_one_per_row(place: Place) -> None:
     assert place.task.headline in metrics
     assert metrics["rows"] == len(place.samples)
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+@pytest.mark.parametrize(("method", "rate"), [("full", 3e-3), ("lora", 2e-2)])
+def test_a_task_is_learnt_saved_and_loaded(
+    place: Place, method: str, rate: float, tmp_path: Path
+) -> None:
+    raw = {**place.config.dump(), "method": {"name": method}}
+    config = parse(raw)
+    module = builder(config, place.labels)(None)
+    batch = place.collate(place.samples)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    losses = []
+    for _ in range(20):
+        loss = place.task.loss(logits_of(module, batch), batch["labels"], LossSettings())
+        (loss / len(place.samples)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0], losses
+    hf.save_folder(module, config.model, tmp_path)
+    again = hf.load_folder(tmp_path, place.task)
+    with torch.inference_mode():
+        said, wanted = logits_of(again, batch), logits_of(module.eval(), batch)
+    torch.testing.assert_close(said, wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_one_row_has_finite_metrics(place: Place) -> None:
