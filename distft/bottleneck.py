@@ -6,6 +6,7 @@ After that `PeftModel.from_pretrained` loads a saved one like any other adapter.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,6 @@ from peft.mapping import (
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
-PEFT_TYPE = "BOTTLENECK_ADAPTER"
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": nn.GELU,
@@ -52,6 +52,15 @@ FEED_FORWARD = (
 """The same of a feed-forward sublayer."""
 
 
+class BottleneckType(str, enum.Enum):  # noqa: UP042 - as PEFT's, whose names it reads from str()
+    """The type of these adapters: PEFT's own list is closed, its tables of types are not."""
+
+    BOTTLENECK_ADAPTER = "BOTTLENECK_ADAPTER"
+
+
+PEFT_TYPE = BottleneckType.BOTTLENECK_ADAPTER
+
+
 @dataclass
 class BottleneckConfig(PeftConfig):  # type: ignore[misc]  # PEFT has no types
     """What adapter_config.json holds."""
@@ -70,7 +79,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc]  # PEFT has no types
     """Modules trained and saved whole."""
 
     def __post_init__(self) -> None:
-        """Name the type: PEFT's list of types is closed, its tables of them are not."""
+        """Name the type."""
         super().__post_init__()
         self.peft_type = PEFT_TYPE
 

@@ -50,8 +50,14 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
             f"{model.config.model_type} models do not.",
             "Take method prompt_tuning or p_tuning.",
         )
+    sizes = model.config.get_text_config()
+    # Of T5 and BART; PEFT would take the encoder's depth, and heads as wide as divide the model.
+    depths = (getattr(sizes, key, None) for key in ("num_decoder_layers", "decoder_layers"))
+    head_width = getattr(sizes, "d_kv", None)
     wanted = peft.PrefixTuningConfig(
         task_type=task.peft_type,
+        num_layers=next((depth for depth in depths if depth), None),
+        token_dim=head_width and head_width * sizes.num_heads,
         num_virtual_tokens=config.num_virtual_tokens,
         prefix_projection=config.prefix_projection,
         encoder_hidden_size=config.encoder_hidden_size,  # None: PEFT's own
