@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from distft.plugin import Method, Task, VariantConfig
@@ -32,6 +33,13 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     return adapter.attach(model, peft.LNTuningConfig(target_modules=targets), task, heads)
 
 
+def _refuses(config: VariantConfig) -> Mapping[str, str]:
+    return {
+        "cluster.zero_stage=3": "PEFT trains a copy of each layer, and a copy of a weight that "
+        "ZeRO-3 has divided is none that DeepSpeed knows"
+    }
+
+
 METHOD = Method(
     name="ln_tuning",
     summary="only the weights of the normalisation layers are trained",
@@ -42,4 +50,5 @@ METHOD = Method(
     attach=_attach,
     adapter=True,
     merges=True,
+    refuses=_refuses,
 )

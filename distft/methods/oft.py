@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from distft.errors import ConfigError
 from distft.plugin import Method, Task, VariantConfig
 from distft.space import Range
 
@@ -44,7 +45,16 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     from distft import adapter, hf
 
     wanted = peft.OFTConfig(r=0, **config.model_dump(exclude={"name"}))
-    return adapter.attach(model, wanted, task, hf.head_modules(model))
+    adapted = adapter.attach(model, wanted, task, hf.head_modules(model))
+    for name, parameter in adapted.named_parameters():
+        # A block of one has nothing to turn; a partitioned tensor keeps its whole shape aside.
+        if ".oft_R." in name and 0 in getattr(parameter, "ds_shape", parameter.shape):
+            raise ConfigError(
+                f"method.oft_block_size: no block size near {wanted.oft_block_size} divides the "
+                f"width of {name.partition('.oft_R.')[0]}.",
+                "Leave that layer out of method.target_modules, or choose another block size.",
+            )
+    return adapted
 
 
 METHOD = Method(

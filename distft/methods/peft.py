@@ -96,8 +96,10 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
 
 
 def _refuses(config: VariantConfig) -> Mapping[str, str]:
-    assert isinstance(config, PeftConfig)
-    return {}
+    return {
+        "cluster.zero_stage=3": "many of PEFT's types read the base weights whole while they are "
+        "attached, and ZeRO-3 has divided them"
+    }
 
 
 METHOD = Method(

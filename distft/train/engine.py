@@ -96,5 +96,8 @@ def fingerprint(tensor: torch.Tensor) -> float:
         Its sum and norm in float64, added; equal tensors give equal numbers.
     """
     values = tensor.detach()
+    if not values.is_floating_point():
+        # The packed weights of a quantized base.
+        values = values.float()
     norm = torch.linalg.vector_norm(values, dtype=torch.float64)
     return float(values.sum(dtype=torch.float64) + norm)
