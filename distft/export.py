@@ -135,6 +135,8 @@ def _write(run_dir: Path, record: RunRecord, folder: Path, *, merge: bool) -> No
     method = plugin.methods()[config.method.name]
     stored = method.quantization(config.method)
     base = hf.load_model(config.model, task, labels, seed=config.train.seed, quantization=stored)
+    # Frozen random parts of an adapter, and what it took from the base, must be those of the run.
+    torch.manual_seed(config.train.seed)
     module = method.attach(base, config.method, task)
     _load_trained(run_dir, record, module)
     if merge:
