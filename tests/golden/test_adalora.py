@@ -74,8 +74,8 @@ def test_ranks_fall_to_the_budget_and_stay_there(whole) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < losses[0]
     left = [ranks(case, step) for step in range(1, STEPS + 1)]
-    assert left[0] == FIRST * LAYERS, "tinit keeps every rank"
-    assert left[0] > left[LAST_ALLOCATION - 3] > left[-1]
+    assert left[1] == FIRST * LAYERS, "tinit keeps every rank; the first step's rate is 0"
+    assert left[1] > left[LAST_ALLOCATION - 3] > left[-1]
     assert left[LAST_ALLOCATION - 1 :] == [TARGET * LAYERS] * 3, "tfinal trains what is left"
 
 
