@@ -179,9 +179,7 @@ def _vader(unpacked: Path, name: str) -> Iterator[tuple[float, str]]:
 
 
 def _vader_amazon(unpacked: Path, target: Path) -> None:
-    rows = [
-        (text, _sentiment(rating)) for rating, text in _vader(unpacked, "amazonReviewSnippets")
-    ]
+    rows = [(text, _sentiment(rating)) for rating, text in _vader(unpacked, "amazonReviewSnippets")]
     _write_csv(target / "vader-amazon.csv", ["text", "label"], rows)
 
 

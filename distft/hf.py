@@ -264,19 +264,23 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
         model: A transformers model.
 
     Returns:
-        The modules of the outermost list that is as long as the model is deep.
+        The outermost list that is as long as the model is deep, a decoder's after the encoder's.
 
     Raises:
         ConfigError: The architecture holds no such list.
     """
-    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for module in model.modules():
+    two = model.config.is_encoder_decoder
+    stacks = [model.get_encoder(), model.get_decoder()] if two else [model]
+    return [block for stack in stacks for block in _list_of_blocks(stack)]
+
+
+def _list_of_blocks(stack: PreTrainedModel) -> nn.ModuleList:
+    depth = getattr(stack.config.get_text_config(), "num_hidden_layers", None)
+    for module in stack.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return list(module)
-    raise ConfigError(
-        f"{model.config.model_type} keeps no list of {depth} blocks to freeze by number.",
-        "Use method full or lora.",
-    )
+            return module
+    kind = stack.config.model_type
+    raise ConfigError(f"{kind} keeps no list of {depth} blocks.", "Use method full or lora.")
 
 
 def load_folder(folder: Path, task: Task) -> nn.Module:

@@ -36,23 +36,19 @@ class LayerwiseConfig(VariantConfig):
 
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
-    _stacks(model)
+    from distft import hf
+
+    # Refused here where the architecture keeps no list of blocks.
+    hf.blocks(model)
     model.requires_grad_(True)
     return model
 
 
-def _stacks(model: PreTrainedModel) -> list[nn.Module]:
-    """Return all blocks from the bottom to the top."""
+def _paces(module: nn.Module, config: VariantConfig) -> Mapping[str, Pace]:
     from distft import hf
 
-    if not model.config.is_encoder_decoder:
-        return hf.blocks(model)
-    return hf.blocks(model.get_encoder()) + hf.blocks(model.get_decoder())
-
-
-def _paces(module: nn.Module, config: VariantConfig) -> Mapping[str, Pace]:
     assert isinstance(config, LayerwiseConfig)
-    blocks = _stacks(module)  # type: ignore[arg-type]  # what _attach returned
+    blocks = hf.blocks(module)  # type: ignore[arg-type]  # what _attach returned
     block_of = {id(p): i for i, block in enumerate(blocks, 1) for p in block.parameters()}
     paces: dict[str, Pace] = {}
     # Models register their parts in the order in which they are passed through: what comes before

@@ -11,7 +11,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_shards(root: Path, task: str, labels: list[str], rows: Iterator[tuple[Any, Any]]) -> None:
+def _write_shards(
+    root: Path, task: str, labels: list[str], rows: Iterator[tuple[Any, Any]]
+) -> None:
     """Write prepared data of ROWS rows per split, each (input ids, labels)."""
     from distft import plugin
     from distft.data.manifest import Manifest, TokenizerInfo, save_manifest
@@ -151,6 +153,12 @@ def write_shards(root: Path, task: str, labels: list[str], rows: Iterator[tuple[
 
 
 @pytest.fixture(scope="session")
+def write_shards() -> Callable[..., None]:
+    """(root, task, labels, rows) -> prepared data of ROWS rows per split in root."""
+    return _write_shards
+
+
+@pytest.fixture(scope="session")
 def progressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of counting sequences of unequal length; only a part of each is trained on."""
     root = tmp_path_factory.mktemp("progressions")
@@ -163,7 +171,7 @@ def progressions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prompt = draw.randint(1, length - 2)
             yield ids, [-100] * prompt + ids[prompt:]
 
-    write_shards(root, "sft", [], rows())
+    _write_shards(root, "sft", [], rows())
     return root
 
 
@@ -179,5 +187,5 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             body = [draw.randint(2000, 2999) + 1000 * label for _ in range(draw.randint(4, 30))]
             yield [101, *body, 102], [label]
 
-    write_shards(root, "seq_cls", ["low", "high"], rows())
+    _write_shards(root, "seq_cls", ["low", "high"], rows())
     return root

@@ -162,7 +162,7 @@ WRONG = {
     "task: {name: seqcls}": "run.yaml:4: task: unknown task 'seqcls'; did you mean seq_cls?",
     "task: {max_new_tokens: 3}": "run.yaml:4: task: must be a name or a mapping with a name",
     "method: 5": "run.yaml:4: method: must be a name or a mapping with a name; allowed: ",
-    "method:\n  name: lora\n  rank: 8": "run.yaml:6: method.rank: unknown key; did you mean rank_pattern?; allow",
+    "method:\n  name: lora\n  rank: 8": "run.yaml:6: method.rank: unknown key; did you mean rank_",
     "method:\n  r: 0": "run.yaml:5: method.r: must be greater than or equal to 1; got 0",
     "report_to: wandb": 'run.yaml:4: report_to: must be a list; got "wandb"',
     "report_to: [wandb]": "report_to: must be 'tensorboard'",
