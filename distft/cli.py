@@ -351,7 +351,11 @@ def _write_new(path: Path, text: str) -> None:
 
 def _keys(variant: plugin.Method | plugin.Task) -> dict[str, Any]:
     fields = variant.config.model_fields.items()
-    return {name: field.default for name, field in fields if name != "name"}
+    return {
+        name: field.get_default(call_default_factory=True)
+        for name, field in fields
+        if name != "name"
+    }
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     # Where an idea comes from takes a line of its own; --json has it.
     names = [name for name in rows[0] if name != "source"]
     for name in names:
-        drawn.add_column(name, overflow="fold", no_wrap=name in ("name", "keys", "columns"))
+        least = {"what": 14, "keys": 20, "columns": 20}.get(name)
+        drawn.add_column(name, overflow="fold", no_wrap=name == "name", min_width=least)
     for row in rows:
         drawn.add_row(*(Text(_cell(row[name])) for name in names))
     return drawn

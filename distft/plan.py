@@ -237,7 +237,8 @@ def _stage(
             )
         lowest = 1
     adapter = plugin.methods()[config.method.name].adapter
-    if config.model.dtype == "bfloat16" and not adapter:
+    # PEFT keeps an adapter in float32, DeepSpeed turns all of a bfloat16 model into bfloat16.
+    if config.model.dtype == "bfloat16" and (not adapter or world > 1):
         if asked == 0:
             raise PlanError(
                 f"method {config.method.name} with model.dtype=bfloat16 needs float32 master "

@@ -34,6 +34,8 @@ class FreezeConfig(VariantConfig):
             raise ValueError(
                 "trainable_layers and trainable_modules are both set; leave one of them out"
             )
+        if self.trainable_modules is None and self.trainable_layers is None:
+            self.trainable_layers = 2
         return self
 
 
@@ -42,7 +44,8 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
 
     assert isinstance(config, FreezeConfig)
     if config.trainable_modules is None:
-        chosen = _blocks(model, 2 if config.trainable_layers is None else config.trainable_layers)
+        assert config.trainable_layers is not None
+        chosen = _blocks(model, config.trainable_layers)
     else:
         chosen = _named(model, config.trainable_modules)
     heads = [model.get_submodule(name) for name in hf.head_modules(model)]

@@ -53,4 +53,7 @@ METHOD = Method(
     attach=_attach,
     adapter=True,
     merges=True,
+    refuses=lambda config: {
+        "model.dtype=bfloat16": "its shared projections stay float32, DeepSpeed's layers do not"
+    },
 )

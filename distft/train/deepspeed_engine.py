@@ -89,6 +89,11 @@ class DeepSpeedEngine:
         loading = _hf_settings(settings) if self._stage == 3 else None
         module = build(self._gathered if self._stage == 3 else None)
         del loading
+        if self._stage == 3 and config.model.dtype == "bfloat16":
+            # Below stage 3 DeepSpeed does it by itself; there it refuses a mixture of types.
+            for parameter in module.parameters():
+                if parameter.dtype == torch.float32 and not hasattr(parameter, "ds_id"):
+                    parameter.data = parameter.data.bfloat16()
         trainable = [p for p in module.parameters() if p.requires_grad]
         self._engine, *_ = deepspeed.initialize(
             model=module,

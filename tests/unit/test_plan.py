@@ -165,6 +165,10 @@ def test_bfloat16_weights_need_masters(plan: Any) -> None:
     assert "cluster.zero_stage=1" in caught.value.hint
     made = plan({"model.dtype": "bfloat16"})
     assert (made.zero_stage, made.engine) == (1, "deepspeed")
+    several = {"model.dtype": "bfloat16", "method": "lora", "cluster.num_workers": 2}
+    assert plan(several).zero_stage == 1
+    with pytest.raises(PlanError, match="float32 master"):
+        plan({**several, "cluster.zero_stage": 0})
     adapter = plan({"model.dtype": "bfloat16", "method": "lora"})
     assert (adapter.zero_stage, adapter.engine) == (0, "torch")
 
