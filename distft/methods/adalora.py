@@ -136,10 +136,12 @@ def _allocator(module: nn.Module, config: VariantConfig, total_steps: int) -> Al
 
 
 def _refuses(config: VariantConfig) -> Mapping[str, str]:
-    return {
-        "engine=deepspeed": "its step clears the gradients that the ranks are weighed by, and the "
-        "float32 weights it keeps at ZeRO 1-3 undo what was set to zero"
-    }
+    reason = (
+        "the step of DeepSpeed clears the gradients that the ranks are weighed by, and the float32 "
+        "weights it keeps undo what was set to zero"
+    )
+    settings = ("engine=deepspeed", *(f"cluster.zero_stage={stage}" for stage in (1, 2, 3)))
+    return dict.fromkeys(settings, reason)
 
 
 METHOD = Method(

@@ -102,3 +102,8 @@ def test_the_table_shows_every_pair() -> None:
         assert rows[name].count(" no ") == len(refuses)
         for setting, reason in refuses.items():
             assert f"- `{name}` with `{setting}`: {reason}." in lines
+
+
+def test_the_readme_shows_the_table() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert compat.table() in readme, "paste what `distft methods --matrix` prints"
