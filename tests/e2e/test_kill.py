@@ -101,10 +101,13 @@ def test_killed_with_everything_it_started_and_continued(
     command, run_dir = run_of(folder, "killed"), folder.run("killed")
     with folder.start(*command) as process:
         wait_for_step(process, run_dir, 5, lines)
+        started = tree(process)
+        for each in started:
+            # It would end while the second command loads its libraries.
+            each.suspend()
         monkeypatch.chdir(folder.path)
         assert cli.main(list(command)) == 3
         assert "Another process is working in" in capsys.readouterr().err
-        started = tree(process)
         kill(started)
         assert gone(started, 30) == []
     assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
