@@ -196,11 +196,15 @@ def _engine(config: RunConfig, stage: int) -> Literal["torch", "deepspeed"]:
 
 
 def _check_positions(config: RunConfig, stats: DataStats) -> None:
+    method = plugin.methods()[config.method.name]
+    taken = method.virtual_tokens(config.method)
+    if not taken:
+        # Asking for the limit reads the model's configuration, for every trial of a search.
+        return
     from distft import hf
 
-    method = plugin.methods()[config.method.name]
-    taken, limit = method.virtual_tokens(config.method), hf.max_positions(config.model)
-    if taken and limit is not None and stats.max_tokens + taken > limit:
+    limit = hf.max_positions(config.model)
+    if limit is not None and stats.max_tokens + taken > limit:
         raise PlanError(
             f"Method {method.name} puts {taken} virtual tokens before a row of "
             f"{stats.max_tokens}; {config.model.id} takes {limit} positions.",

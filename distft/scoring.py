@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from distft.plugin import LossSettings
+
 IGNORED = -100
 """Label of what is not trained on."""
 
@@ -40,29 +42,62 @@ def token_losses(
     return losses.view_as(targets)
 
 
-def token_scores(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+def token_targets(labels: Sequence[float]) -> int:
+    """Return how many of a sample's labels are trained on."""
+    return sum(label != IGNORED for label in labels)
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
+    """Return the summed training loss of labels that stand where they are predicted."""
+    return token_losses(logits, labels, settings.label_smoothing).sum()
+
+
+def token_scores(
+    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
     """Return the columns that `token_metrics` reads.
 
     Args:
         logits: As for `token_losses`.
-        targets: As for `token_losses`.
+        labels: Its targets.
+        names: Of classes; not used.
 
     Returns:
         `loss_sum`, `num_targets` and `num_correct`, one value per row.
     """
-    wanted = targets != IGNORED
+    wanted = labels != IGNORED
     return {
-        "loss_sum": token_losses(logits, targets).sum(-1),
+        "loss_sum": token_losses(logits, labels).sum(-1),
         "num_targets": wanted.sum(-1),
-        "num_correct": ((logits.argmax(-1) == targets) & wanted).sum(-1),
+        "num_correct": ((logits.argmax(-1) == labels) & wanted).sum(-1),
     }
 
 
-def token_metrics(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def next_token_targets(labels: Sequence[float]) -> int:
+    """Return how many of a sample's labels are trained on; nothing predicts the first."""
+    return token_targets(labels[1:])
+
+
+def next_token_loss(
+    logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings
+) -> torch.Tensor:
+    """Return the summed training loss; logits at a position predict the token after it."""
+    return token_loss(logits[:, :-1], labels[:, 1:], settings)
+
+
+def next_token_scores(
+    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return what `token_scores` does; logits at a position predict the token after it."""
+    return token_scores(logits[:, :-1], labels[:, 1:], names)
+
+
+def token_metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
     """Return the metrics of models of language; every token counts alike.
 
     Args:
         columns: What `token_scores` gave, of all rows.
+        names: Of classes; not used.
 
     Returns:
         `loss, perplexity, token_accuracy, targets, rows`.

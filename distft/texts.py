@@ -58,6 +58,26 @@ def _separated(text: str, pair: str | None, tokenizer: PreTrainedTokenizerBase) 
     return (f"{text}\n{pair}",)
 
 
+def second_texts(starts: Sequence[int], attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the token types of a right-padded batch, where any row holds a second text.
+
+    Args:
+        starts: Where each row's begins; 0: nowhere.
+        attention_mask: (B, T).
+
+    Returns:
+        `token_type_ids` (B, T), or nothing.
+    """
+    import torch
+
+    if not any(starts):
+        return {}
+    length = attention_mask.shape[1]
+    first = torch.tensor([start or length for start in starts])
+    second = (torch.arange(length) >= first[:, None]) & attention_mask.bool()
+    return {"token_type_ids": second.long()}
+
+
 def logits(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, encoded: Sequence[Encoded]
 ) -> torch.Tensor:
@@ -75,11 +95,7 @@ def logits(
 
     padding = [{"input_ids": one.input_ids} for one in encoded]
     batch = tokenizer.pad(padding, padding_side="right", return_tensors="pt")
-    if any(one.second for one in encoded):
-        starts = torch.tensor([one.second or len(one.input_ids) for one in encoded])
-        places = torch.arange(batch["input_ids"].shape[1])
-        second = (places >= starts[:, None]) & batch["attention_mask"].bool()
-        batch["token_type_ids"] = second.long()
+    batch |= second_texts([one.second for one in encoded], batch["attention_mask"])
     device = next(model.parameters()).device
     wanted = ("input_ids", "attention_mask", "token_type_ids")
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -11,7 +11,6 @@ from distft import scoring, texts
 from distft.plugin import (
     EncodeContext,
     Encoded,
-    LossSettings,
     Row,
     Task,
     UnusableRow,
@@ -19,8 +18,6 @@ from distft.plugin import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -42,25 +39,6 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
         ids.append(end)
     kept = ids[: context.cutoff_len]
     return Encoded(kept, kept, len(ids) > len(kept))
-
-
-def _num_targets(labels: Sequence[float]) -> int:
-    return sum(label != scoring.IGNORED for label in labels[1:])
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    # Logits at a position predict the token after it.
-    return scoring.token_losses(logits[:, :-1], labels[:, 1:], settings.label_smoothing).sum()
-
-
-def _score(
-    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    return scoring.token_scores(logits[:, :-1], labels[:, 1:])
-
-
-def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    return scoring.token_metrics(columns)
 
 
 def _predict(
@@ -99,9 +77,9 @@ TASK = Task(
     headline="perplexity",
     key=lambda row: str(row["text"]),
     encode=_encode,
-    num_targets=_num_targets,
-    loss=_loss,
-    score=_score,
-    metrics=_metrics,
+    num_targets=scoring.next_token_targets,
+    loss=scoring.next_token_loss,
+    score=scoring.next_token_scores,
+    metrics=scoring.token_metrics,
     predict=_predict,
 )

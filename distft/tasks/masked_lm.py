@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -12,7 +12,6 @@ from distft.errors import ConfigError
 from distft.plugin import (
     EncodeContext,
     Encoded,
-    LossSettings,
     Row,
     Task,
     UnusableRow,
@@ -20,7 +19,6 @@ from distft.plugin import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
@@ -52,22 +50,8 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
 
 
 def _num_targets(labels: Sequence[float]) -> int:
-    maskable = sum(label != scoring.IGNORED for label in labels)
+    maskable = scoring.token_targets(labels)
     return max(1, round(MASKED_SHARE * maskable)) if maskable else 0
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    return scoring.token_losses(logits, labels, settings.label_smoothing).sum()
-
-
-def _score(
-    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    return scoring.token_scores(logits, labels)
-
-
-def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    return scoring.token_metrics(columns)
 
 
 def _predict(
@@ -130,8 +114,8 @@ TASK = Task(
     key=lambda row: str(row["text"]),
     encode=_encode,
     num_targets=_num_targets,
-    loss=_loss,
-    score=_score,
-    metrics=_metrics,
+    loss=scoring.token_loss,
+    score=scoring.token_scores,
+    metrics=scoring.token_metrics,
     predict=_predict,
 )

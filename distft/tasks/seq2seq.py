@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from distft import scoring, texts
-from distft.plugin import EncodeContext, Encoded, LossSettings, Row, Task, VariantConfig
+from distft.plugin import EncodeContext, Encoded, Row, Task, VariantConfig
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -40,24 +38,6 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
         cut = tokenizer(**asked, truncation=True, max_length=context.cutoff_len)
         labels = list(cut["input_ids"])
     return Encoded(source.input_ids, labels, source.truncated or truncated)
-
-
-def _num_targets(labels: Sequence[float]) -> int:
-    return sum(label != scoring.IGNORED for label in labels)
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    return scoring.token_losses(logits, labels, settings.label_smoothing).sum()
-
-
-def _score(
-    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    return scoring.token_scores(logits, labels)
-
-
-def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    return scoring.token_metrics(columns)
 
 
 def _predict(
@@ -93,9 +73,9 @@ TASK = Task(
     headline="token_accuracy",
     key=lambda row: str(row["source"]),
     encode=_encode,
-    num_targets=_num_targets,
-    loss=_loss,
-    score=_score,
-    metrics=_metrics,
+    num_targets=scoring.token_targets,
+    loss=scoring.token_loss,
+    score=scoring.token_scores,
+    metrics=scoring.token_metrics,
     predict=_predict,
 )

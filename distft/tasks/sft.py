@@ -13,7 +13,6 @@ from distft.errors import ConfigError
 from distft.plugin import (
     EncodeContext,
     Encoded,
-    LossSettings,
     Row,
     Task,
     UnusableRow,
@@ -21,8 +20,6 @@ from distft.plugin import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -97,7 +94,7 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     text = _render(tokenizer, row["messages"], row.get("tools", ()))
     batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids, offsets = batch["input_ids"], batch["offset_mapping"]
-    labels = [-100] * len(ids)
+    labels = [scoring.IGNORED] * len(ids)
     ends = set(tokenizer.all_special_ids)
     for start, stop in _answer_spans(tokenizer, row, text):
         inside = [i for i, (a, b) in enumerate(offsets) if start <= a < stop and b > a]
@@ -107,30 +104,11 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
             labels[i] = ids[i]
     truncated = len(ids) > context.cutoff_len
     ids, labels = ids[: context.cutoff_len], labels[: context.cutoff_len]
-    if not _num_targets(labels):
+    if not scoring.next_token_targets(labels):
         raise UnusableRow(
             "the answer lies beyond cutoff_len" if truncated else "there is no answer to train on"
         )
     return Encoded(ids, labels, truncated)
-
-
-def _num_targets(labels: Sequence[float]) -> int:
-    return sum(1 for label in labels[1:] if label != -100)
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    # Logits at a position predict the token after it.
-    return scoring.token_losses(logits[:, :-1], labels[:, 1:], settings.label_smoothing).sum()
-
-
-def _score(
-    logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
-) -> dict[str, torch.Tensor]:
-    return scoring.token_scores(logits[:, :-1], labels[:, 1:])
-
-
-def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    return scoring.token_metrics(columns)
 
 
 def _predict(
@@ -177,9 +155,9 @@ TASK = Task(
     headline="token_accuracy",
     key=lambda row: json.dumps(row["messages"], ensure_ascii=False, sort_keys=True),
     encode=_encode,
-    num_targets=_num_targets,
-    loss=_loss,
-    score=_score,
-    metrics=_metrics,
+    num_targets=scoring.next_token_targets,
+    loss=scoring.next_token_loss,
+    score=scoring.next_token_scores,
+    metrics=scoring.token_metrics,
     predict=_predict,
 )

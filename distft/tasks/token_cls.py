@@ -12,7 +12,6 @@ from distft.errors import ConfigError
 from distft.plugin import (
     EncodeContext,
     Encoded,
-    LossSettings,
     Row,
     Task,
     UnusableRow,
@@ -118,14 +117,6 @@ def _aligned(
     return batch["input_ids"], firsts, truncated
 
 
-def _num_targets(labels: Sequence[float]) -> int:
-    return sum(label != scoring.IGNORED for label in labels)
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
-    return scoring.token_losses(logits, labels, settings.label_smoothing).sum()
-
-
 def _score(
     logits: torch.Tensor, labels: torch.Tensor, names: Sequence[str]
 ) -> dict[str, torch.Tensor]:
@@ -143,7 +134,7 @@ def _score(
                 counts[column, row, kinds[kind]] += 1
     expected_counts, predicted_counts, correct_counts = counts
     return {
-        **scoring.token_scores(logits, labels),
+        **scoring.token_scores(logits, labels, names),
         "expected": expected_counts,
         "predicted": predicted_counts,
         "correct": correct_counts,
@@ -235,8 +226,8 @@ TASK = Task(
     key=lambda row: " ".join(row["words"]),
     classes=_classes,
     encode=_encode,
-    num_targets=_num_targets,
-    loss=_loss,
+    num_targets=scoring.token_targets,
+    loss=scoring.token_loss,
     score=_score,
     metrics=_metrics,
     predict=_predict,

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distft import hf
+from distft import hf, texts
 from distft.config import RunConfig
 from distft.data.shards import Sample
 from distft.plugin import Task
+from distft.scoring import IGNORED
 
 DUMMY_TOKENS = 8
-IGNORED = -100
 LEFT_AS_IT_IS, REPLACED = 0.1, 0.1
 """Of the tokens a masked model is asked for, as BERT has it (Devlin et al. 2019, section 3.1)."""
 
@@ -50,11 +50,7 @@ class Collator:
         if not samples:
             return self._dummy()
         batch = self._padded([sample.input_ids for sample in samples])
-        if any(sample.second for sample in samples):
-            starts = torch.tensor([s.second or len(s.input_ids) for s in samples])
-            places = torch.arange(batch["input_ids"].shape[1])
-            second = (places >= starts[:, None]) & batch["attention_mask"].bool()
-            batch["token_type_ids"] = second.long()
+        batch |= texts.second_texts([s.second for s in samples], batch["attention_mask"])
         labels = [sample.labels for sample in samples]
         if self.task.labels == "class":
             batch["labels"] = torch.tensor([int(one[0]) for one in labels])
