@@ -23,8 +23,7 @@ from typing import Literal
 
 import yaml
 
-from distft.config_sections import nearest
-from distft.errors import ConfigError, DistftError
+from distft.errors import ConfigError, DistftError, nearest
 
 PREFIX = "asset:"
 INSTALL_LINE = "python -m distft.assets"

@@ -25,8 +25,8 @@ from distft.config_sections import (
     Text,
     TrainConfig,
     TuneConfig,
-    nearest,
 )
+from distft.errors import nearest
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DEFAULT_METHOD = "lora"

@@ -12,8 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from distft.config import DEFAULT_METHOD, VARIANT_KEYS, RunConfig, variants
-from distft.config_sections import nearest
-from distft.errors import ConfigError
+from distft.errors import ConfigError, nearest
 
 MOST_ERRORS = 5
 SHORTHAND = {"model": "id", "method": "name", "task": "name"}

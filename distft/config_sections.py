@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,24 +18,11 @@ from pydantic import (
 )
 
 from distft import plugin, space
+from distft.errors import nearest
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the known word nearest to this one, or nothing.
-
-    Args:
-        word: What was written.
-        known: What is allowed.
-
-    Returns:
-        Text to append to a message; empty when nothing is near.
-    """
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 class Section(BaseModel):

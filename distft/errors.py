@@ -6,6 +6,9 @@ Data tasks), so all of them pickle with their hint.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DistftError(Exception):
     """Base of all distft errors.
@@ -75,3 +78,17 @@ class ExportError(DistftError):
     """A written model is not the model that was trained."""
 
     exit_code = 4
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean X?` for the known word nearest to this one, or nothing.
+
+    Args:
+        word: What was written.
+        known: What is allowed.
+
+    Returns:
+        Text to append to a message; empty when nothing is near.
+    """
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

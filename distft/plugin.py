@@ -144,11 +144,13 @@ class Task:
     """The class a split keeps in proportion; None where there is none."""
     classes: Callable[[Row], Sequence[str]] | None = None
     """Names of the classes in a row; None: the task has no classes."""
-    class_weights: Callable[[VariantConfig, Sequence[str], Sequence[int]], list[float] | None] = (
-        lambda config, names, counts: None
-    )
-    """(config, class names, how often each is trained on) -> weight of each in the training loss.
-    Raises ConfigError."""
+    check: Callable[[VariantConfig, Sequence[str]], None] = lambda config, names: None
+    """(config, class names) -> nothing. Raises ConfigError where keys do not fit the classes."""
+    class_weights: Callable[
+        [VariantConfig, Sequence[str], Sequence[int], int], list[float] | None
+    ] = lambda config, names, counts, rows: None
+    """(config, class names, how many training rows hold each, training rows) -> weight of each in
+    the training loss."""
     encode: Callable[[Row, PreTrainedTokenizerBase, EncodeContext], Encoded]
     """Raises UnusableRow."""
     num_targets: Callable[[Sequence[float]], int]
@@ -165,6 +167,9 @@ class Task:
         list[dict[str, Any]],
     ]
     """(model, tokenizer, rows, context, config) -> one JSON-able prediction per row, in order."""
+    reference: Callable[[Row], tuple[Row, str]] | None = None
+    """Row -> (what `predict` is to answer, the text it should answer with); None: a prediction is
+    no text, or there is none that is right. Raises UnusableRow."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from distft.errors import ConfigError
+from pydantic import BeforeValidator, Field
+
+from distft.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,6 +17,19 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of what is not trained on."""
+
+
+def _named(weights: object) -> object:
+    """Turn keys that YAML reads as numbers or true/false into the labels they stand for."""
+    if not isinstance(weights, dict):
+        return weights
+    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in weights.items()}
+
+
+ClassWeights = Annotated[
+    Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None, BeforeValidator(_named)
+]
+"""What a configuration says of the weights of classes."""
 
 
 def token_losses(
@@ -155,19 +170,37 @@ def class_metrics(
     return found
 
 
+def check_class_weights(wanted: str | Mapping[str, float] | None, names: Sequence[str]) -> None:
+    """Refuse weights of classes that are not learnt.
+
+    Args:
+        wanted: `balanced`, or the weights of some classes, or nothing.
+        names: Classes of the training rows.
+
+    Raises:
+        ConfigError: A weight is given for a class that the training rows do not hold.
+    """
+    for name in wanted if isinstance(wanted, Mapping) else ():
+        if name not in names:
+            raise ConfigError(
+                f"task.class_weights: the training rows hold no class {name!r}"
+                f"{nearest(name, names)}; they hold {', '.join(names)}.",
+                "Name classes as they stand in the data; what is not named weighs 1.",
+            )
+
+
 def class_weights(
-    wanted: str | Mapping[str, float] | None, names: Sequence[str], counts: Sequence[int]
+    wanted: str | Mapping[str, float] | None, names: Sequence[str], balanced: Sequence[float]
 ) -> list[float] | None:
     """Return the weight of every class in the training loss.
 
     Args:
         wanted: `balanced`, or the weights of some classes (the others weigh 1), or nothing.
         names: Class names in id order.
-        counts: How often each is trained on.
+        balanced: The weight of each where all are to be balanced.
 
     Returns:
-        One weight per class, or None. Balanced is scikit-learn's N / (C * n): the mean over the
-        trained labels is 1, so that the loss keeps its scale.
+        One weight per class, or None.
 
     Raises:
         ConfigError: A weight is given for a class that the training rows do not hold.
@@ -175,13 +208,6 @@ def class_weights(
     if wanted is None:
         return None
     if isinstance(wanted, str):
-        total = sum(counts)
-        return [total / (len(counts) * count) if count else 1.0 for count in counts]
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise ConfigError(
-            f"task.class_weights: the training rows hold no class {unknown[0]!r}; "
-            f"they hold {', '.join(names)}.",
-            "Name classes as they stand in the data; what is not named weighs 1.",
-        )
+        return list(balanced)
+    check_class_weights(wanted, names)
     return [float(wanted.get(name, 1.0)) for name in names]

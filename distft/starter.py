@@ -15,8 +15,7 @@ from pydantic.fields import FieldInfo
 
 from distft import plugin
 from distft.config import DEFAULT_METHOD, RunConfig
-from distft.config_sections import nearest
-from distft.errors import ConfigError
+from distft.errors import ConfigError, nearest
 
 _ENCODER, _CHAT = "asset:minilm-l6", "asset:smollm2-135m-instruct"
 MODELS: Mapping[str, str] = {

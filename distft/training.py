@@ -75,7 +75,10 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     from distft.report.progress import counting
 
     with counting("preparing the data", console) as progress:
-        return prepare_data(config, progress=progress)
+        root, manifest = prepare_data(config, progress=progress)
+    # A sample of large data need not show every class.
+    plugin.tasks()[manifest.task].check(config.task, manifest.labels)
+    return root, manifest
 
 
 def capacity_of(config: RunConfig) -> Capacity:

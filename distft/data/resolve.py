@@ -17,11 +17,11 @@ from typing import Any
 
 from distft import hf, plugin
 from distft.config import RunConfig
-from distft.config_sections import DataConfig, ModelConfig, nearest
+from distft.config_sections import DataConfig, ModelConfig
 from distft.data import source
 from distft.data.source import SourceFile
 from distft.data.split import SPLITS, Split
-from distft.errors import ConfigError, DataError
+from distft.errors import ConfigError, DataError, nearest
 from distft.plugin import Format, Task, UnusableRow
 
 DATA_VERSION = 3

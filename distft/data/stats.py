@@ -91,6 +91,8 @@ def sample_stats(config: RunConfig) -> DataStats:
     decide(surveys, config.data, config.train.seed, Dropped())
     complete = all(factor == 1 for factor in scale.values())
     labels = labels_of(surveys, task, config.data, complete=complete)
+    if complete and config.task is not None:
+        task.check(config.task, labels)
     context = EncodeContext(context_len, labels)
     tokenizer = hf.load_tokenizer(config.model)
     encoded = (encode_row(row, task, tokenizer, context) for _, row in sample)

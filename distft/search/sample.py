@@ -16,8 +16,7 @@ from typing import Any, Protocol
 from distft import compat, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
-from distft.config_sections import nearest
-from distft.errors import ConfigError
+from distft.errors import ConfigError, nearest
 from distft.space import Range, Values, parse_values
 
 METHOD = "method.name"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from distft import scoring, texts
 from distft.plugin import EncodeContext, Encoded, LossSettings, Row, Task, VariantConfig
@@ -22,9 +20,10 @@ class MultilabelClsConfig(VariantConfig):
 
     name: str = "multilabel_cls"
     """The task."""
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
-    """Weight of each label's presence in the training loss, never in an evaluation: `balanced`
-    (the rarer, the heavier), or {label: weight}, where a label left out weighs 1."""
+    class_weights: scoring.ClassWeights = None
+    """Weight of each label's presence in the training loss (`pos_weight` of
+    BCEWithLogitsLoss), never in an evaluation: `balanced`, which is rows without the label / rows
+    with it, or {label: weight}, where a label left out weighs 1."""
 
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
@@ -33,11 +32,18 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     return texts.encode(row, tokenizer, context.cutoff_len, labels)
 
 
+def _check(config: VariantConfig, names: Sequence[str]) -> None:
+    assert isinstance(config, MultilabelClsConfig)
+    scoring.check_class_weights(config.class_weights, names)
+
+
 def _class_weights(
-    config: VariantConfig, names: Sequence[str], counts: Sequence[int]
+    config: VariantConfig, names: Sequence[str], counts: Sequence[int], rows: int
 ) -> list[float] | None:
     assert isinstance(config, MultilabelClsConfig)
-    return scoring.class_weights(config.class_weights, names, counts)
+    # A label that all rows hold, or none, has no other side to balance.
+    balanced = [(rows - count) / count if 0 < count < rows else 1.0 for count in counts]
+    return scoring.class_weights(config.class_weights, names, balanced)
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
@@ -125,6 +131,7 @@ TASK = Task(
     # One stratum per combination would leave most rows alone in theirs.
     stratum=lambda row: min(row["labels"], default=None),
     classes=lambda row: tuple(row["labels"]),
+    check=_check,
     class_weights=_class_weights,
     encode=_encode,
     num_targets=len,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import BeforeValidator, Field
+from typing import TYPE_CHECKING, Any
 
 from distft import scoring, texts
 from distft.plugin import EncodeContext, Encoded, LossSettings, Row, Task, VariantConfig
@@ -17,24 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def _named(weights: object) -> object:
-    """Turn keys that YAML reads as numbers or true/false into the labels they stand for."""
-    if not isinstance(weights, dict):
-        return weights
-    return {str(k).lower() if isinstance(k, bool) else str(k): v for k, v in weights.items()}
-
-
 class SeqClsConfig(VariantConfig):
     """Keys of `task: {name: seq_cls}`."""
 
     name: str = "seq_cls"
     """The task."""
-    class_weights: Annotated[
-        Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None,
-        BeforeValidator(_named),
-    ] = None
-    """Weight of each class in the training loss, never in an evaluation: `balanced` (the rarer,
-    the heavier), or {label: weight}, where a label left out weighs 1."""
+    class_weights: scoring.ClassWeights = None
+    """Weight of each class in the training loss, never in an evaluation: `balanced`, which is
+    scikit-learn's rows / (classes * rows of the class), or {label: weight}, where a label left out
+    weighs 1."""
 
 
 def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
@@ -43,11 +32,18 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     return texts.encode(row, tokenizer, context.cutoff_len, labels)
 
 
+def _check(config: VariantConfig, names: Sequence[str]) -> None:
+    assert isinstance(config, SeqClsConfig)
+    scoring.check_class_weights(config.class_weights, names)
+
+
 def _class_weights(
-    config: VariantConfig, names: Sequence[str], counts: Sequence[int]
+    config: VariantConfig, names: Sequence[str], counts: Sequence[int], rows: int
 ) -> list[float] | None:
     assert isinstance(config, SeqClsConfig)
-    return scoring.class_weights(config.class_weights, names, counts)
+    # scikit-learn's: the mean over the training rows is 1, so that the loss keeps its scale.
+    balanced = [rows / (len(names) * count) if count else 1.0 for count in counts]
+    return scoring.class_weights(config.class_weights, names, balanced)
 
 
 def _loss(logits: torch.Tensor, labels: torch.Tensor, settings: LossSettings) -> torch.Tensor:
@@ -134,6 +130,7 @@ TASK = Task(
     key=texts.key,
     stratum=lambda row: row["label"],
     classes=lambda row: (row["label"],),
+    check=_check,
     class_weights=_class_weights,
     encode=_encode,
     num_targets=len,

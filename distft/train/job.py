@@ -109,8 +109,8 @@ def make_job(
 
 
 def _loss_settings(config: RunConfig, task: Task, manifest: Manifest) -> LossSettings:
-    counts = manifest.splits["train"].label_counts
-    weights = task.class_weights(config.task, manifest.labels, counts)
+    train = manifest.splits["train"]
+    weights = task.class_weights(config.task, manifest.labels, train.label_counts, train.rows)
     return LossSettings(
         label_smoothing=config.train.label_smoothing_factor,
         class_weights=None if weights is None else torch.tensor(weights),

@@ -271,28 +271,46 @@ def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
 
-def weights_of(name: str, wanted: Any, names: list[str], counts: list[int]) -> Any:
+def weights_of(name: str, wanted: Any, names: list[str], counts: list[int], rows: int) -> Any:
     task = TASKS[name]
     config = task.config.model_validate({"name": name, "class_weights": wanted})
-    return task.class_weights(config, names, counts)
+    task.check(config, names)
+    return task.class_weights(config, names, counts, rows)
 
 
 def test_balanced_weights_are_sklearns() -> None:
+    """The figures are what scikit-learn 1.9.1 gave outside this repository."""
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = np.array([0] * 7 + [1] * 2 + [2])
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    ours = weights_of("seq_cls", "balanced", ["a", "b", "c"], [7, 2, 1])
+    ours = weights_of("seq_cls", "balanced", ["a", "b", "c"], [7, 2, 1], 10)
     assert ours == pytest.approx(theirs.tolist())
-    assert weights_of("seq_cls", "balanced", ["a", "b"], [4, 0]) == [0.5, 1.0]
+    assert ours == pytest.approx([0.47619047619047616, 1.6666666666666667, 3.3333333333333335])
+    assert weights_of("seq_cls", "balanced", ["a", "b"], [4, 0], 4) == [0.5, 1.0]
 
 
-def test_given_weights_and_unknown_classes() -> None:
-    assert weights_of("seq_cls", None, ["a", "b"], [1, 1]) is None
-    assert weights_of("seq_cls", {"b": 3}, ["a", "b"], [1, 1]) == [1.0, 3.0]
-    assert weights_of("seq_cls", {1: 2.0}, ["0", "1"], [1, 1]) == [1.0, 2.0]
-    with pytest.raises(ConfigError, match="no class 'c'; they hold a, b"):
-        weights_of("multilabel_cls", {"c": 1.0}, ["a", "b"], [1, 1])
+def test_a_balanced_label_weighs_as_much_present_as_absent() -> None:
+    """The ratio of scikit-learn's weights of the two sides is what `pos_weight` asks for."""
+    from sklearn.utils.class_weight import compute_class_weight
+
+    held = (numbers(50, 3) > torch.tensor([-1.0, 0.2, 1.2])).numpy().astype(int)
+    counts = held.sum(0).tolist()
+    ours = weights_of("multilabel_cls", "balanced", list("abc"), counts, 50)
+    for column, weight in zip(held.T, ours, strict=True):
+        absent, present = compute_class_weight("balanced", classes=np.arange(2), y=column)
+        assert weight == pytest.approx(present / absent)
+    assert weights_of("multilabel_cls", "balanced", ["a", "b", "c"], [8, 2, 0], 8) == [1, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["seq_cls", "multilabel_cls"])
+def test_given_weights_and_unknown_classes(name: str) -> None:
+    assert weights_of(name, None, ["a", "b"], [1, 1], 2) is None
+    assert weights_of(name, {"b": 3}, ["a", "b"], [1, 1], 2) == [1.0, 3.0]
+    assert weights_of(name, {1: 2.0}, ["0", "1"], [1, 1], 2) == [1.0, 2.0]
+    assert weights_of(name, {True: 2.0}, ["false", "true"], [1, 1], 2) == [1.0, 2.0]
+    with pytest.raises(ConfigError, match="no class 'goood'; did you mean good"):
+        weights_of(name, {"goood": 1.0}, ["bad", "good"], [1, 1], 2)
 
 
 def test_class_weights_change_the_training_loss_only() -> None:

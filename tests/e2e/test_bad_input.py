@@ -72,6 +72,14 @@ WRONG = {
         ("data.train=r.jsonl", "data.eval=e.jsonl"),
         {"r.jsonl": GOOD, "e.jsonl": rows("a", "b", "c").replace("row", "other")},
     ),
+    "a weight of a class that is not there": Wrong(
+        (
+            "task.class_weights: the training rows hold no class 'poor'; did you mean pooor?; "
+            "they hold good, pooor.",
+        ),
+        ("data.train=r.jsonl", "task={name: seq_cls, class_weights: {poor: 2.0}}"),
+        {"r.jsonl": rows(*("good", "pooor") * 20)},
+    ),
     "a folder that is no model": Wrong(("model.id: .", "is no model"), ("model=.",)),
     "an unknown asset": Wrong(("asset:minilm-l7", "minilm-l6"), ("model=asset:minilm-l7",)),
     "longer than the model allows": Wrong(
@@ -156,6 +164,14 @@ def test_a_shell_sees_status_and_paragraph(folder: Any) -> None:
     assert "unknown key; did you mean learning_rate?" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(folder.path.rglob("*")) == before
+
+
+def test_preparing_refuses_a_weight_of_a_class_that_is_not_there(folder: Any) -> None:
+    (folder.path / "r.jsonl").write_text(GOOD, encoding="utf-8")
+    task = "task={name: seq_cls, class_weights: {c: 2.0}}"
+    done = folder.distft("prepare", "reviews.yaml", "data.train=r.jsonl", task)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "the training rows hold no class 'c'; they hold a, b." in done.stderr
 
 
 def test_unusable_rows_are_counted_and_listed(folder: Any) -> None:

@@ -16,7 +16,7 @@ from distft import hf
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.config_sections import DataConfig, ModelConfig
-from distft.data import source
+from distft.data import source, stats
 from distft.data.assign import Dropped, Survey, decide, labels_of
 from distft.data.resolve import detect
 from distft.data.stats import sample_stats
@@ -107,6 +107,33 @@ def test_training_may_not_lack_a_class_of_another_split(tmp_path: Path, tiny_ber
     test = write(tmp_path / "s.jsonl", [{"text": "x", "label": "a"}, {"text": "y", "label": "d"}])
     with pytest.raises(DataError, match=r"s\.jsonl:2: label 'd' in the test rows is never seen"):
         sample_stats(config(tiny_bert, train, test=str(test)))
+
+
+def weighted(folder: Path, model: Path, task: str) -> RunConfig:
+    """Rows of the classes good, bad and maybe long, with a weight for one that is misspelt."""
+    key = "label" if task == "seq_cls" else "labels"
+    labels: list[Any] = ["good", "bad"] if task == "seq_cls" else [["good"], ["bad", "long"]]
+    rows = [{"text": f"film {i}", key: labels[i % 2]} for i in range(40)]
+    chosen = tasks()[task].config.model_validate({"name": task, "class_weights": {"goood": 2.0}})
+    made = config(model, write(folder / "t.jsonl", rows), task)
+    return made.model_copy(update={"task": chosen})
+
+
+@pytest.mark.parametrize("task", ["seq_cls", "multilabel_cls"])
+def test_a_weight_of_a_class_that_training_lacks_is_refused_at_a_look(
+    tmp_path: Path, tiny_bert: Path, task: str
+) -> None:
+    with pytest.raises(ConfigError, match="no class 'goood'; did you mean good") as caught:
+        sample_stats(weighted(tmp_path, tiny_bert, task))
+    assert caught.value.exit_code == 2
+
+
+def test_what_was_not_read_may_hold_the_class(
+    tmp_path: Path, tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 512)
+    monkeypatch.setattr(stats, "_READ_BYTES", 1)
+    assert sample_stats(weighted(tmp_path, tiny_bert, "seq_cls")).labels == ["bad", "good"]
 
 
 @pytest.mark.parametrize(
