@@ -302,3 +302,19 @@ def with_result(record: RunRecord, result: Metrics, duration_s: float) -> RunRec
             "tokens_per_s": result["tokens_per_s"],
         }
     )
+
+
+def with_peak(record: RunRecord, peak_memory_bytes: int | None) -> RunRecord:
+    """Return a run's record with the memory it has needed so far.
+
+    Args:
+        record: As the run began.
+        peak_memory_bytes: Of its largest worker; None: not measured.
+
+    Returns:
+        The record, changed where it was measured: a trial that is stopped has no other result.
+    """
+    if peak_memory_bytes is None:
+        return record
+    peaks = {**record.peak_memory_bytes, "measured": peak_memory_bytes}
+    return record.model_copy(update={"peak_memory_bytes": peaks})

@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from distft import plugin, run_dir, training
 from distft.config import RunConfig
-from distft.errors import ClusterError, DistftError, PlanError, SearchError
+from distft.errors import ClusterError, ConfigError, DistftError, PlanError, SearchError
 from distft.records import (
     StudyRecord,
     read_record,
@@ -63,12 +64,12 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
         if held.status == "completed" and held.config["tune"] == config.dump()["tune"]:
             _close(folder, console)
             return held
-    first = None
+    look = None
     if not config.cluster.address:
-        first = _first_look(config, folder, data_key, training.capacity_of(config))
-        first = _with_concurrency(first, _workers(first)[0], first.capacity.cpus)
+        look = _first_look(config, folder, data_key, training.capacity_of(config))
+        look = _with_concurrency(look, look.setting.capacity.cpus)
     with run_dir.claimed(folder, fresh=fresh), _recorded(folder):
-        record = _tune(config, config_hash, data_key, first, console, plain)
+        record = _tune(config, config_hash, data_key, look, console, plain)
     _close(folder, console)
     return record
 
@@ -78,12 +79,23 @@ def _console() -> Console:
     return Console(stderr=True, width=None if sys.stderr.isatty() else _LOG_COLUMNS)
 
 
-def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capacity) -> Setting:
+@dataclass(frozen=True)
+class _Look:
+    """A study's setting, and what its trials need of a cluster."""
+
+    setting: Setting
+    workers: int
+    """Most workers of one trial."""
+    nested: bool
+    """Whether a trial needs Ray Train."""
+
+
+def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capacity) -> _Look:
     """Return the setting as a sample of the data shows it: refusals come before anything starts."""
     from distft.data.stats import sample_stats
     from distft.search.setting import Setting
 
-    return Setting(
+    setting = Setting(
         config=config,
         folder=folder,
         data_key=data_key,
@@ -94,10 +106,24 @@ def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capaci
         concurrent=1,
         versions={},
     )
+    return _looked(setting)
 
 
-def _workers(setting: Setting) -> tuple[int, bool]:
-    """Return the most workers a method's prior needs, and whether any needs Ray Train."""
+def _looked(setting: Setting) -> _Look:
+    """Return what the methods' priors need, of those that could be trained after they have won.
+
+    A winner has `cluster.num_workers` and `cluster.zero_stage`, which its trial need not have had.
+
+    Args:
+        setting: Of the study.
+
+    Returns:
+        The setting with what its largest trial needs.
+
+    Raises:
+        DistftError: There are none; why the last one is refused.
+    """
+    from distft.plan import make_plan
     from distft.search.sample import build_space, effective, priors
     from distft.search.setting import plan_trial
 
@@ -106,33 +132,37 @@ def _workers(setting: Setting) -> tuple[int, bool]:
     for sample in priors(build_space(config), config):
         made = effective(config, sample, name="trial", **setting.search_train(sample))
         try:
-            found.append(plan_trial(setting, made)[1])
-        except PlanError as error:
+            plan = plan_trial(setting, made)[1]
+            make_plan(effective(config, sample, name="winner"), setting.stats, setting.capacity)
+        except (PlanError, ConfigError) as error:
             problem = error
+        else:
+            found.append(plan)
     if not found:
         assert problem is not None
         raise problem
     nested = any(plan.engine != "torch" for plan in found)
-    return max(plan.world_size for plan in found), nested
+    return _Look(setting, max(plan.world_size for plan in found), nested)
 
 
-def _with_concurrency(setting: Setting, workers: int, cpus: float) -> Setting:
-    from dataclasses import replace
-
+def _with_concurrency(look: _Look, cpus: float) -> _Look:
+    setting = look.setting
     config, capacity = setting.config, setting.capacity
-    if config.tune.max_concurrent is not None:
-        return replace(setting, concurrent=config.tune.max_concurrent)
-    uses_gpus = capacity.gpus and config.cluster.gpus_per_worker != 0
-    slots = capacity.gpus * capacity.nodes if uses_gpus else cpus / config.cluster.cpus_per_worker
-    concurrent = min(math.floor(slots / workers), config.tune.num_trials)
-    return replace(setting, concurrent=max(1, concurrent))
+    concurrent = config.tune.max_concurrent
+    if concurrent is None:
+        uses_gpus = capacity.gpus and config.cluster.gpus_per_worker != 0
+        each = config.cluster.cpus_per_worker
+        slots = capacity.gpus * capacity.nodes if uses_gpus else cpus / each
+        concurrent = max(1, min(math.floor(slots / look.workers), config.tune.num_trials))
+    # Memory is shared by the trials side by side.
+    return _looked(replace(setting, concurrent=concurrent))
 
 
 def _tune(
     config: RunConfig,
     config_hash: str,
     data_key: str,
-    first: Setting | None,
+    look: _Look | None,
     console: Console,
     plain: bool,
 ) -> StudyRecord:
@@ -143,11 +173,11 @@ def _tune(
 
     folder = config.run_dir
     slots, nested = 0, False
-    if first is not None:
-        workers, nested = _workers(first)
-        slots = first.concurrent * workers * config.cluster.cpus_per_worker
+    if look is not None:
+        slots = look.setting.concurrent * look.workers * config.cluster.cpus_per_worker
+        nested = look.nested
     with session.connected(config.cluster, slots=slots, state_api=nested):
-        setting = _setting(config, folder, data_key, first, console)
+        setting = _setting(config, folder, data_key, look, console)
         storage = open_storage(folder, config.tune.storage)
         search = Search(storage, setting, build_space(config), config_hash)
         write_text(folder / "config.yaml", _config_yaml(config))
@@ -161,43 +191,42 @@ def _tune(
 
 
 def _setting(
-    config: RunConfig, folder: Path, data_key: str, first: Setting | None, console: Console
+    config: RunConfig, folder: Path, data_key: str, look: _Look | None, console: Console
 ) -> Setting:
-    from dataclasses import replace
-
     from distft.data.stats import stats_of
     from distft.launch import preflight
 
     # What a cluster at an address cannot do is said before the data are prepared there.
-    look = first or _first_look(config, folder, data_key, training.capacity_of(config))
-    _check_room(look)
+    if look is None:
+        look = _first_look(config, folder, data_key, training.capacity_of(config))
+        look = _with_concurrency(look, _check_room(look))
+    else:
+        _check_room(look)
     root, manifest = training.prepared(config, console)
-    setting = replace(
-        look,
+    return replace(
+        look.setting,
         data_root=root,
         manifest=manifest,
         stats=stats_of(manifest),
         versions=preflight.versions(),
     )
-    workers, free = _check_room(setting)
-    return setting if first is not None else _with_concurrency(setting, workers, free)
 
 
-def _check_room(setting: Setting) -> tuple[int, float]:
-    """Return the workers of a trial and the CPUs free for them; refuse what the cluster cannot."""
+def _check_room(look: _Look) -> float:
+    """Return the CPUs free for trials; refuse what the cluster cannot."""
     from distft.launch import preflight
 
-    workers, nested = _workers(setting)
-    if nested:
+    if look.nested:
         preflight.check_state_api()
-    free, each = preflight.free_cpus() - _DRIVER_CPUS, setting.config.cluster.cpus_per_worker
-    if free < workers * each:
+    each = look.setting.config.cluster.cpus_per_worker
+    free = preflight.free_cpus() - _DRIVER_CPUS
+    if free < look.workers * each:
         raise ClusterError(
-            f"A trial needs {workers} worker(s) of {each} CPU; the cluster has {max(0.0, free):g} "
-            "free besides one for the driver.",
+            f"A trial needs {look.workers} worker(s) of {each} CPU; the cluster has "
+            f"{max(0.0, free):g} free besides one for the driver.",
             "Lower tune.num_workers or cluster.cpus_per_worker, or wait for other jobs.",
         )
-    return workers, free
+    return free
 
 
 def _search(search: Search, folder: Path, console: Console, plain: bool) -> None:

@@ -47,6 +47,9 @@ def run_worker(order: dict[str, Any]) -> None:
 
 def _goes_on(gate: Any, engine: Engine, report: Metrics) -> bool:
     """Hand a trial's report over and wait for the decision, the same on every rank."""
+    from distft.train.memory import peak_memory_bytes
+
+    report = {**report, "peak_memory_bytes": max(engine.gather(peak_memory_bytes()))}
     decision = ray.get(gate.put.remote(report)) if engine.rank == 0 else None
     return bool(engine.gather(decision)[0])
 

@@ -97,7 +97,7 @@ def _line(content: Document, curve: Curve) -> go.Scatter:
             "width": 4 if chosen else 2,
             "dash": "dot" if stopped else "solid",
         },
-        marker={"color": mark.colour, "size": 5},
+        marker={"color": mark.colour, "symbol": mark.symbol, "size": 7},
     )
 
 
@@ -105,7 +105,8 @@ def _legend(content: Document, drawn: list[Curve]) -> Iterator[go.Scatter]:
     shown = {trial["method"] for trial, _, _ in drawn}
     for method, mark in marks(content).items():
         if method in shown:
-            trace = key(plain(method), {"color": mark.colour}, {"color": mark.colour, "width": 2})
+            look = {"color": mark.colour, "symbol": mark.symbol, "size": 7}
+            trace = key(plain(method), look, {"color": mark.colour, "width": 2})
             yield trace.update(legendgroup=plain(method))
     if any(trial["state"] == "pruned" for trial, _, _ in drawn):
         yield key("stopped early", {}, {"color": GREY, "width": 2, "dash": "dot"})

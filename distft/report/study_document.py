@@ -142,6 +142,12 @@ def parameters(content: Document) -> list[str]:
     return [path for path in found if path != METHOD]
 
 
+def common(content: Document) -> list[str]:
+    """Return the parameters that every trial of the search samples, in order of first sight."""
+    sampled = [trial["params"] for _, trial in of_study(content, "search")]
+    return [p for p in parameters(content) if all(p in params for params in sampled)]
+
+
 def how(objective: str) -> Callable[[float], str]:
     """Return what makes text of an objective's value."""
     return {"peak_memory": size, "duration_s": duration}.get(objective, number)

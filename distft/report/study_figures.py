@@ -24,6 +24,8 @@ from distft.report.study_marks import (
 )
 
 MOST_PARAMETERS = 8
+NARROW_METHODS = 6
+"""Most methods of a figure of half the page's width."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def response(content: Document) -> Figure | None:
         "figure-learning-rate",
         f"{goal[0].upper()}{goal[1:]} over the learning rate",
         " ".join(_best_rates(content, points)) + _cut_off(view, values),
+        wide=_needs_width(points),
     )
     return framed(
         words,
@@ -85,6 +88,11 @@ def response(content: Document) -> Figure | None:
         {"range": view, "title": {"text": plain(goal)}},
         hovermode="closest",
     )
+
+
+def _needs_width(points: list[Point]) -> bool:
+    # A legend of more would leave a narrow figure no room.
+    return len({point.trial["method"] for point in points}) > NARROW_METHODS
 
 
 def _cut_off(view: list[float], values: list[float]) -> str:
@@ -104,9 +112,12 @@ def _best_rates(content: Document, points: list[Point]) -> Iterator[str]:
         if own:
             best = pick(own, key=lambda point: point.y)
             rates = sorted(point.x for point in own)
+            said = f"{number(best.y)} at {told.setting(best.x)}"
+            tried = f"{told.setting(rates[0])} to {told.setting(rates[-1])}"
             yield (
-                f"{method}: best {number(best.y)} at {told.setting(best.x)}, tried from "
-                f"{told.setting(rates[0])} to {told.setting(rates[-1])}."
+                f"{method}: {said}."
+                if len(own) == 1
+                else (f"{method}: best {said}, tried from {tried}.")
             )
 
 
@@ -203,6 +214,7 @@ def pareto(content: Document, cost: Cost) -> Figure | None:
         f"{goal[0].upper()}{goal[1:]} against {cost.name}",
         f"On the front, where none is better in both: {said}. Only trials that ran "
         f"to their end are shown.{_cut_off(view, values)}",
+        wide=_needs_width(points),
     )
     spread = max(point.x for point in points) / max(min(point.x for point in points), 1e-9)
     return framed(

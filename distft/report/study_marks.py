@@ -41,7 +41,8 @@ def marks(content: Document) -> dict[str, Mark]:
     """Return the mark of each method, in the order of the space."""
     methods = [*content["study"]["space"], *(trial["method"] for trial in content["trials"])]
     return {
-        method: Mark(COLOURS[i % len(COLOURS)], SYMBOLS[i % len(SYMBOLS)])
+        # The ninth has the first one's colour and another symbol.
+        method: Mark(COLOURS[i % len(COLOURS)], SYMBOLS[(i + i // len(COLOURS)) % len(SYMBOLS)])
         for i, method in enumerate(dict.fromkeys(methods))
     }
 
@@ -103,7 +104,7 @@ def key(name: str, marker: dict[str, Any], line: dict[str, Any] | None = None) -
         x=[None],
         y=[None],
         name=name,
-        mode="lines" if line else "markers",
+        mode="+".join(["lines"] * bool(line) + ["markers"] * bool(marker)),
         line=line or {},
         marker={"line": {"width": 1.5, "color": marker.get("color")}, **marker},
         hoverinfo="skip",

@@ -23,6 +23,8 @@ from distft.report.show import (
     words,
 )
 
+MOST_COLUMNS = 4
+"""Most parameters with a column of their own in the leaderboard."""
 TONES = {"failed": "bad", "refused": "bad", "pruned": "warn", "complete": "good"}
 
 
@@ -212,12 +214,16 @@ def leaderboard(content: Document) -> Section | None:
         return None
     study = content["study"]
     paths = told.parameters(content)
+    # Columns of single methods, almost empty, would push the values out of sight.
+    folded = len(paths) > MOST_COLUMNS
+    paths = told.common(content) if folded else paths
     further = range(1, len(study["objective"]))
     confirmed = bool(study["candidates"])
     head = [
         "trial",
         "method",
         *(told.parameter(path) for path in paths),
+        *(["with"] if folded else []),
         told.goal(content),
         *(told.goal(content, i) for i in further),
         *(["mean over seeds", "spread"] if confirmed else []),
@@ -237,6 +243,7 @@ def leaderboard(content: Document) -> Section | None:
                 cell(content, f"/trials/{i}/number", str),
                 words(trial["method"]),
                 *(cell(content, pointer("trials", i, "params", p), told.setting) for p in paths),
+                *([words(_others(trial, paths))] if folded else []),
                 _value(content, i),
                 *(
                     cell(content, f"/trials/{i}/values/{k}", told.how(study["objective"][k]))
@@ -263,6 +270,11 @@ def leaderboard(content: Document) -> Section | None:
         marked=numbers.index(chosen) if chosen in numbers else -1,
     )
     return Section("leaderboard", "Leaderboard", [table])
+
+
+def _others(trial: told.Trial, paths: Sequence[str]) -> str:
+    others = {p: value for p, value in trial["params"].items() if p not in paths}
+    return told.named("", others).removeprefix(", ") or NOTHING
 
 
 def _how_to_read(study: dict[str, Any]) -> str:

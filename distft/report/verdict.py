@@ -101,10 +101,11 @@ def _compared(verdict: Metrics) -> str:
     if not over:
         return f"{text}, the same as always answering the most frequent class"
     side = "above" if over >= 0 else "below"
-    good = (over >= 0) != lower_is_better(metric)
+    good, better = ((n >= 0) != lower_is_better(metric) for n in (over, verdict["gain"]))
+    link = "but " if better and not good else ""
     return (
-        f"{text}, {'' if good else 'but '}{number(abs(over))} {side} always answering the most "
-        f"frequent class ({number(verdict['majority'])})"
+        f"{text}, {link}{number(abs(over))} {side} always answering the most frequent "
+        f"class ({number(verdict['majority'])})"
     )
 
 

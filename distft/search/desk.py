@@ -17,7 +17,7 @@ from distft.config import RunConfig
 from distft.errors import ConfigError, PlanError, SearchError
 from distft.plan import Plan
 from distft.records import Metrics, TrialRecord
-from distft.run_dir import first_record, with_result
+from distft.run_dir import first_record, with_peak, with_result
 from distft.search.sample import METHOD, Sample
 from distft.search.setting import COSTS, Goal, Setting, plan_trial, rung_steps
 from distft.search.study import Study
@@ -26,6 +26,7 @@ from distft.train.job import Order
 ATTEMPTS = 3
 """How often a trial is started when its process is lost; what it raises itself is never tried
 again."""
+_PEAK = "peak_memory_bytes"
 MOST_REFUSED = 100
 """Refused trials in a row after which the constraints are taken to leave nothing."""
 
@@ -229,7 +230,8 @@ class Desk:
 
         Args:
             number: Of the trial.
-            report: `step`, `samples` and metrics prefixed `eval_`.
+            report: `step`, `samples`, metrics prefixed `eval_` and, where it was measured,
+                `peak_memory_bytes`.
             elapsed_s: Seconds the trial worked for it.
 
         Returns:
@@ -243,14 +245,14 @@ class Desk:
             self.fail(number, SearchError(reason).as_dict())
             return True
         goal = self._goals[0]
-        point = {k: v for k, v in report.items() if _is_number(v)} | {
-            "value": float(report[goal.metric])
-        }
+        point = {k: v for k, v in report.items() if _is_number(v) and k != _PEAK}
+        point["value"] = float(report[goal.metric])
         curve = [p for p in record.curve if p["samples"] < point["samples"]] + [point]
         changes: dict[str, Any] = {
             "curve": curve,
             "samples": point["samples"],
             "duration_s": record.duration_s + elapsed_s,
+            "run": record.run and with_peak(record.run, report.get(_PEAK)),
         }
         if point["samples"]:
             best = max if goal.greater_is_better else min
@@ -261,10 +263,8 @@ class Desk:
             if decision is not None and decision.rung not in held:
                 changes["rungs"] = [*record.rungs, asdict(decision)]
                 if not decision.kept:
-                    reason = (
-                        f"stopped at rung {decision.rung + 1}: rank {decision.rank} of "
-                        f"{decision.of}"
-                    )
+                    place = f"rank {decision.rank} of {decision.of}"
+                    reason = f"stopped at rung {decision.rung + 1}: {place}"
         record = self._records[number] = record.model_copy(update=changes)
         # A trial that has done all its steps is not stopped any more: only its end is to come.
         if report["step"] < self._last_step[number]:

@@ -118,7 +118,9 @@ class Search:
             raise SearchError("No trial came to a value.", self._why_none())
         chosen = best[: self.setting.config.tune.confirm]
         if len(chosen) < 2:
-            self._chosen = (None, "nothing to compare: one configuration", best[0].number)
+            few = self.setting.config.tune.confirm < 2
+            why = "tune.confirm asks for none" if few else "one configuration came to a value"
+            self._chosen = (None, why, best[0].number)
             return
         confirming = _Further(self, self._confirm, chosen)
         desk = Desk(self._confirm, confirming, self.setting, self._goals[:1], self._changed)

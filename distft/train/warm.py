@@ -52,12 +52,13 @@ class WarmProcess:
         """Train on to the next evaluation.
 
         Returns:
-            The report; None when the trial has come to its end and eval.json is written.
+            The report, with `peak_memory_bytes` so far; None when the trial has come to its end and
+            eval.json is written.
         """
         assert self._reports is not None
         for report in self._reports:
             if "eval_loss" in report:
-                return report
+                return {**report, "peak_memory_bytes": memory.peak_memory_bytes()}
         return None
 
     def release(self) -> bool:

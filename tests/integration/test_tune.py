@@ -344,6 +344,7 @@ def test_a_stopped_trial_leaves_its_process_as_it_was(
     def to_the_rung() -> tuple[list[Any], int, int, float]:
         """Its reports, bytes held by the trial and once it is stopped, seconds until then."""
         reports = [json.loads(ray.get(actor.step.remote())["report"]) for _ in range(2)]
+        assert all(report.pop("peak_memory_bytes") > 0 for report in reports)
         held, began = rss().rss, time.monotonic()
         ray.get(actor.release.remote())
         return reports, held, rss().rss, time.monotonic() - began

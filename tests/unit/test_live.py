@@ -19,6 +19,7 @@ from distft.report.live import Tail, follow, summarize
 from distft.report.show import number
 
 RUNS = runpy.run_path(str(Path(__file__).parents[1] / "report_runs.py"))
+Watched = runpy.run_path(str(Path(__file__).parents[1] / "watched.py"))["Watched"]
 PLAN = {"total_steps": 20, "world_size": 2}
 
 
@@ -31,26 +32,8 @@ def append(path: Path, *lines: dict[str, Any]) -> None:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-class Watched(io.StringIO):
-    """A stream on which a test can wait for words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = threading.Condition()
-
-    def write(self, text: str) -> int:
-        with self._changed:
-            written = super().write(text)
-            self._changed.notify_all()
-        return written
-
-    def wait_for(self, words: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: words in self.getvalue(), timeout=60), words
-
-
 @contextmanager
-def following(run_dir: Path, *, terminal: bool) -> Iterator[Watched]:
+def following(run_dir: Path, *, terminal: bool) -> Iterator[Any]:
     stream, stop = Watched(), threading.Event()
     console = Console(file=stream, force_terminal=terminal, width=140, _environ={})
     thread = threading.Thread(

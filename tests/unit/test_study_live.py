@@ -22,31 +22,14 @@ from distft.report.study_live import follow, summarize
 from distft.report.study_progress import Snapshot, eta, events, headline, screen
 
 STUDIES = runpy.run_path(str(Path(__file__).parents[1] / "report_studies.py"))
+Watched = runpy.run_path(str(Path(__file__).parents[1] / "watched.py"))["Watched"]
 write_study, rewrite = STUDIES["write_study"], STUDIES["rewrite"]
-
-
-class Watched(io.StringIO):
-    """A stream on which a test can wait for words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = threading.Condition()
-
-    def write(self, text: str) -> int:
-        with self._changed:
-            written = super().write(text)
-            self._changed.notify_all()
-        return written
-
-    def wait_for(self, words: str) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: words in self.getvalue(), timeout=60), words
 
 
 @contextmanager
 def following(
     study_dir: Path, *, terminal: bool, plain: bool = False
-) -> Iterator[tuple[Watched, threading.Thread]]:
+) -> Iterator[tuple[Any, threading.Thread]]:
     stream, stop = Watched(), threading.Event()
     console = Console(file=stream, force_terminal=terminal, width=140, height=40, _environ={})
     thread = threading.Thread(
