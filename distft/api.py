@@ -112,19 +112,25 @@ def replay(curves: Path) -> Replay:
         return replaying(curves, progress=progress)
 
 
-def evaluate(folder: Path, data: Path | None = None) -> dict[str, Any]:
+def evaluate(folder: Path, data: Path | None = None, *, generate: bool = False) -> dict[str, Any]:
     """Return the metrics of a finished run's model on its test rows or on a file.
 
     Args:
         folder: The run directory.
         data: A file of rows in the run's format.
+        generate: Also write an answer to every row and compare it with the row's own.
 
     Returns:
         See `distft.predict.evaluate_run`.
     """
     from distft.predict import evaluate_run
+    from distft.report.progress import counting
 
-    return evaluate_run(folder, None if data is None else str(data))
+    where = None if data is None else str(data)
+    if not generate:
+        return evaluate_run(folder, where)
+    with counting("writing answers", Console(stderr=True)) as progress:
+        return evaluate_run(folder, where, generate=True, progress=progress)
 
 
 def predict(folder: Path, source: Path, target: Path) -> dict[str, Any]:
@@ -139,8 +145,10 @@ def predict(folder: Path, source: Path, target: Path) -> dict[str, Any]:
         See `distft.predict.predict`.
     """
     from distft import predict as predicting
+    from distft.report.progress import counting
 
-    return predicting.predict(folder, str(source), target)
+    with counting("predicting", Console(stderr=True)) as progress:
+        return predicting.predict(folder, str(source), target, progress=progress)
 
 
 def export(folder: Path, target: Path, *, merge: bool = False) -> dict[str, Any]:

@@ -133,20 +133,28 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option("--data", help="Evaluate on this file, not the run's test rows.")
     ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate", help="Also write answers and compare them: BLEU, chrF, ROUGE, equal ones."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compute the metrics of a run's model, with a per-class report."""
     from distft import api
 
     with answer(as_json) as show:
-        metrics = api.evaluate(run, data)
+        metrics = api.evaluate(run, data, generate=generate)
         show(metrics, lines(metrics))
 
 
 @app.command()
 def predict(
     run: Run,
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Rows: JSONL or CSV.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Rows: .jsonl, .csv, .txt, .conll ...")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write.")],
     as_json: Json = False,
 ) -> None:

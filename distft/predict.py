@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distft import hf, plugin
+from distft import hf, overlap, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.data import resolve, source
+from distft.data.reread import split_readings
 from distft.data.shards import Sample, open_split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
-from distft.errors import ConfigError, DataError
-from distft.plugin import EncodeContext, Encoded, Task
+from distft.errors import ConfigError, DataError, PlanError
+from distft.plugin import EncodeContext, Encoded, Row, Task
 from distft.records import RunRecord, read_record, write_text
 from distft.train.batch import make_collator
 from distft.train.evaluate import Rows, evaluate
 from distft.train.inference_engine import InferenceEngine
 
 BATCH_ROWS = 16
+
+Progress = Callable[[int, int], None]
+"""(rows answered, rows in all)."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class _Run:
 
     record: RunRecord
     config: RunConfig
+    task: Task
     engine: InferenceEngine
     tokenizer: Any
     context: EncodeContext
@@ -53,55 +58,124 @@ class _Encoded:
         return [self._samples[i] for i in ids]
 
 
-def evaluate_run(run_dir: Path, data: str | None = None) -> dict[str, Any]:
+def evaluate_run(
+    run_dir: Path,
+    data: str | None = None,
+    *,
+    generate: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
     """Return the metrics of a run's model.
 
     Args:
         run_dir: A finished run.
         data: A file of rows in the run's own format; default: the run's test rows.
+        generate: Also write an answer to every row, as `predict` does, and compare it with the
+            row's own; of a conversation the last answer, all before it being the prompt.
+        progress: Called as answers are written.
 
     Returns:
-        `run, data, rows, skipped {reason: rows}` and `metrics`, names prefixed `eval_`.
+        `run, data, rows, skipped {reason: rows}` and `metrics`, names prefixed `eval_`; with
+        `generate` also those of `distft.overlap.compare`, `scored_with` (which tokenizers), and
+        `unanswered {reason: rows}`.
 
     Raises:
         ConfigError: The directory is no finished run.
         DataError: The file is wrong, or a label in it is unknown to the model.
+        PlanError: Answers were asked for, and the task writes none.
     """
+    if generate:
+        _check_writes(_finished(run_dir)[1])
     run = _load(run_dir)
     skipped: dict[str, int] = {}
-    task = plugin.tasks()[run.config.task.name]
+    where = data or "test rows of the run"
     rows: Rows
-    if data is None:
+    found: list[Row] = []
+    if data is None and not generate:
         rows = open_split(_prepared(run), "test")
     else:
-        rows = _Encoded(list(_encoded(run, data, skipped)), task)
-        if not sum(rows.row_groups):
-            raise DataError(f"No row of {data} can be evaluated: {_first(skipped)}.")
+        readings = (
+            split_readings(run.config, "test", run.record.data.manifest)
+            if data is None
+            else _readings(run.config, data, training=True)
+        )
+        pairs = list(_encoded(run, readings, skipped))
+        if not pairs:
+            raise DataError(f"No row of {where} can be evaluated: {_first(skipped)}.")
+        found = [row for row, _ in pairs]
+        rows = _Encoded([encoded for _, encoded in pairs], run.task)
     metrics = evaluate(
         run.engine,
-        task,
+        run.task,
         rows,
         run.context.labels,
         batch_size=run.config.train.per_device_eval_batch_size,
-        collate=make_collator(run.config, task, run.context.labels),
+        collate=make_collator(run.config, run.task, run.context.labels),
     )
-    where = data or "test rows of the run"
-    return {
+    # Evaluation leaves a model as a training goes on with it.
+    run.engine.module.eval()
+    document = {
         "run": str(run_dir),
         "data": where,
         "rows": sum(rows.row_groups),
         "skipped": skipped,
         "metrics": metrics,
     }
+    if generate:
+        compared, unanswered = _compared(run, found, progress)
+        document["scored_with"] = compared.pop("scored_with")
+        document["unanswered"] = unanswered
+        metrics |= {f"eval_{name}": value for name, value in compared.items()}
+    return document
 
 
-def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
+def _check_writes(config: RunConfig) -> None:
+    if plugin.tasks()[config.task.name].reference is None:
+        able = [task.name for task in plugin.tasks().values() if task.reference is not None]
+        raise PlanError(
+            f"Task {config.task.name} has no written answers to compare; "
+            f"those that do: {', '.join(able)}.",
+            "Leave --generate out.",
+        )
+
+
+def _compared(
+    run: _Run, rows: Sequence[Row], progress: Progress
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return how near the model's answers are to the rows' own, and why some have none."""
+    assert run.task.reference is not None
+    unanswered: dict[str, int] = {}
+    said: list[str] = []
+    wanted: list[str] = []
+    for start in range(0, len(rows), BATCH_ROWS):
+        pairs = [run.task.reference(row) for row in rows[start : start + BATCH_ROWS]]
+        answers = _answers(run, [asked for asked, _ in pairs])
+        for (_, reference), answer in zip(pairs, answers, strict=True):
+            if "error" in answer:
+                unanswered[answer["error"]] = unanswered.get(answer["error"], 0) + 1
+            else:
+                said.append(answer["prediction"])
+                wanted.append(reference)
+        progress(min(start + BATCH_ROWS, len(rows)), len(rows))
+    if not said:
+        raise DataError(f"No row can be answered: {_first(unanswered)}.")
+    return overlap.compare(said, wanted), unanswered
+
+
+def predict(
+    run_dir: Path,
+    data: str,
+    target: Path,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
     """Write a prediction for every row of a file, in its order.
 
     Args:
         run_dir: A finished run.
         data: Rows in the run's own format; labels and answers may be missing.
         target: JSON lines: the row's own fields and `prediction` (and `scores`), or `error`.
+        progress: Called as rows are answered.
 
     Returns:
         `run, input, output, rows, errors`.
@@ -114,8 +188,8 @@ def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
         raise ConfigError(f"{target} exists already.", "Name a file that does not.")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"The folder of {target} does not exist.", "Make it first.")
+    total = sum(1 for _ in _readings(_finished(run_dir)[1], data, training=False))
     run = _load(run_dir)
-    task = plugin.tasks()[run.config.task.name]
     lines: list[str] = []
     errors = 0
     pending: list[Reading] = []
@@ -123,9 +197,7 @@ def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
     def flush() -> None:
         nonlocal errors
         rows = [reading.value for reading in pending if reading.value is not None]
-        context, config = run.context, run.config.task
-        module, tokenizer = run.engine.module, run.tokenizer
-        answers = iter(task.predict(module, tokenizer, rows, context, config) if rows else [])
+        answers = iter(_answers(run, rows) if rows else [])
         for reading in pending:
             answer = {"error": reading.error} if reading.value is None else next(answers)
             if reading.value is not None and "error" in answer:
@@ -133,8 +205,9 @@ def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
             errors += "error" in answer
             lines.append(json.dumps({**(reading.raw or {}), **answer}, ensure_ascii=False))
         pending.clear()
+        progress(len(lines), total)
 
-    for reading in _readings(run, data, training=False):
+    for reading in _readings(run.config, data, training=False):
         pending.append(reading)
         if len(pending) == BATCH_ROWS:
             flush()
@@ -149,18 +222,28 @@ def predict(run_dir: Path, data: str, target: Path) -> dict[str, Any]:
     }
 
 
-def _load(run_dir: Path) -> _Run:
+def _answers(run: _Run, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    model, tokenizer = run.engine.module, run.tokenizer
+    return run.task.predict(model, tokenizer, rows, run.context, run.config.task)
+
+
+def _finished(run_dir: Path) -> tuple[RunRecord, RunConfig]:
     record = read_record(run_dir)
     if record.status != "completed":
         raise ConfigError(
             f"{run_dir} has not finished: its status is {record.status}.",
             "Run the same `distft train` command again; it continues.",
         )
-    config = parse(record.config)
+    return record, parse(record.config)
+
+
+def _load(run_dir: Path) -> _Run:
+    record, config = _finished(run_dir)
     task = plugin.tasks()[config.task.name]
     return _Run(
         record=record,
         config=config,
+        task=task,
         engine=InferenceEngine(hf.load_folder(run_dir / "model", task), bf16=config.train.bf16),
         tokenizer=hf.load_tokenizer(config.model),
         context=EncodeContext(resolve.cutoff_len(config), record.data.labels),
@@ -177,18 +260,21 @@ def _prepared(run: _Run) -> Path:
     return root
 
 
-def _readings(run: _Run, data: str, *, training: bool) -> Iterator[Reading]:
-    assert run.config.data.format is not None
-    form = plugin.formats()[run.config.data.format]
-    reader = RowReader(form.name, resolve.columns_of(form, run.config.data), training)
+def _readings(config: RunConfig, data: str, *, training: bool) -> Iterator[Reading]:
+    assert config.data.format is not None
+    form = plugin.formats()[config.data.format]
+    reader = RowReader(form.name, resolve.columns_of(form, config.data), training)
     for file in source.scan(source.expand(data, "data")):
         for chunk in file.chunks:
             yield from reader.read(chunk)
 
 
-def _encoded(run: _Run, data: str, skipped: dict[str, int]) -> Iterator[Encoded]:
-    task = plugin.tasks()[run.config.task.name]
-    for reading in _readings(run, data, training=True):
+def _encoded(
+    run: _Run, readings: Iterator[Reading], skipped: dict[str, int]
+) -> Iterator[tuple[Row, Encoded]]:
+    """Yield the rows that can be evaluated, and count the others."""
+    task = run.task
+    for reading in readings:
         outcome: Encoded | str = reading.reason
         if reading.value is not None:
             for label in task.classes(reading.value) if task.classes else ():
@@ -199,9 +285,9 @@ def _encoded(run: _Run, data: str, skipped: dict[str, int]) -> Iterator[Encoded]
                         "Mend the row, or train with rows of this label.",
                     )
             outcome = encode_row(reading.value, task, run.tokenizer, run.context)
-        if isinstance(outcome, Encoded):
-            yield outcome
-        else:
+        if reading.value is not None and isinstance(outcome, Encoded):
+            yield reading.value, outcome
+        elif isinstance(outcome, str):
             skipped[outcome] = skipped.get(outcome, 0) + 1
 
 

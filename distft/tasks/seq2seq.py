@@ -78,4 +78,5 @@ TASK = Task(
     score=scoring.token_scores,
     metrics=scoring.token_metrics,
     predict=_predict,
+    reference=lambda row: (row, str(row["target"])),
 )

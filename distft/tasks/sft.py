@@ -134,6 +134,15 @@ def _predict(
     return texts.answers(rows, encode_one, answer)
 
 
+def _reference(row: Row) -> tuple[Row, str]:
+    """Return the conversation up to its last answer, and that answer."""
+    messages = row["messages"]
+    answered = max(i for i, each in enumerate(messages) if each["role"] == "assistant")
+    prompt = _without_answer(messages[: answered + 1])
+    # Of several messages in a row the first: the model ends its turn after one.
+    return {**row, "messages": prompt}, str(messages[len(prompt)]["content"])
+
+
 def _without_answer(messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
     """Return the messages up to the last that is not the assistant's."""
     kept = list(messages)
@@ -160,4 +169,5 @@ TASK = Task(
     score=scoring.next_token_scores,
     metrics=scoring.token_metrics,
     predict=_predict,
+    reference=_reference,
 )

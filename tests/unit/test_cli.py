@@ -29,7 +29,7 @@ SURFACE = {
     "prepare": {"CONFIG", "KEY=VALUE", "--json"},
     "train": {"CONFIG", "KEY=VALUE", "--fresh", "--json"},
     "tune": {"CONFIG", "KEY=VALUE", "--fresh", "--plain", "--replay", "--json"},
-    "evaluate": {"RUN", "--data", "--json"},
+    "evaluate": {"RUN", "--data", "--generate", "--json"},
     "predict": {"RUN", "IN", "OUT", "--json"},
     "export": {"RUN", "DIR", "--merge", "--json"},
     "report": {"RUN", "--json"},

@@ -30,7 +30,7 @@ LAYERS = (
     ("methods", "tasks", "formats"),
     (
         *("plugin", "fields", "records", "space"),
-        *("virtual_tokens", "bottleneck", "scoring", "texts"),
+        *("virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
     ),
     ("errors",),
 )
@@ -52,6 +52,9 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "deepspeed": (("train/deepspeed_engine.py",), ()),
     "peft": (("bottleneck.py",), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
+    "rouge_score": ((), ("overlap.py",)),
+    "regex": ((), ("overlap.py",)),
+    "sacrebleu": ((), ("overlap.py",)),
     "transformers": (("hf.py", "gguf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
 }
 HEAVY = ("torch", "ray", "peft", "deepspeed", "transformers", "optuna", "datasets", "pandas")

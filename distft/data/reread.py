@@ -1,0 +1,60 @@
+"""The rows of a split, read once more from their files; prepared shards hold token ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distft import plugin
+from distft.config import RunConfig
+from distft.data import resolve
+from distft.data.assign import Dropped, Survey, decide
+from distft.data.split import SPLITS, Split
+from distft.data.survey import Reading, RowReader, key_of
+from distft.errors import DataError
+
+
+def split_readings(config: RunConfig, split: Split, key: str) -> Iterator[Reading]:
+    """Yield the rows that preparing put into a split, in the order of its shards.
+
+    Args:
+        config: Of a run, format and task named.
+        split: Which rows.
+        key: Of the data that were prepared from the files.
+
+    Yields:
+        The rows; what cannot be encoded is among them.
+
+    Raises:
+        DataError: The files have changed since, or are gone.
+    """
+    assert config.data.format is not None
+    form, task = plugin.formats()[config.data.format], plugin.tasks()[config.task.name]
+    if resolve.prepared_key(config, task, form.name) != key:
+        raise DataError(
+            f"The files of the run have changed: its {split} rows cannot be told any more.",
+            "Name a file with --data.",
+        )
+    reader = RowReader(form.name, resolve.columns_of(form, config.data))
+    chunks = [
+        (origin, chunk)
+        for origin, files in resolve.sources(config.data).items()
+        for file in files
+        for chunk in file.chunks
+    ]
+    surveys = []
+    for origin, chunk in chunks:
+        survey = Survey(chunk.path, origin)
+        for reading in reader.read(chunk):
+            if reading.value is None:
+                survey.add(reading.row, reason=reading.reason)
+            else:
+                classes = task.classes(reading.value) if task.classes else ()
+                stratum = task.stratum(reading.value)
+                survey.add(reading.row, key_of(task.key(reading.value)), stratum, classes)
+        surveys.append(survey)
+    decide(surveys, config.data, config.train.seed, Dropped())
+    wanted = 1 + SPLITS.index(split)
+    for survey, (_, chunk) in zip(surveys, chunks, strict=True):
+        for code, reading in zip(survey.codes(), reader.read(chunk), strict=True):
+            if code == wanted:
+                yield reading
