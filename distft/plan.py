@@ -151,6 +151,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
     _check_positions(config, stats)
+    _check_smoothing(config)
     full_passes, rest = divmod(total, steps_per_epoch)
     return Plan(
         params=counts.params,
@@ -209,6 +210,15 @@ def _check_positions(config: RunConfig, stats: DataStats) -> None:
             f"Method {method.name} puts {taken} virtual tokens before a row of "
             f"{stats.max_tokens}; {config.model.id} takes {limit} positions.",
             f"Set data.cutoff_len={limit - taken}.",
+        )
+
+
+def _check_smoothing(config: RunConfig) -> None:
+    if config.train.label_smoothing_factor and not plugin.tasks()[config.task.name].smooths:
+        raise ConfigError(
+            f"train.label_smoothing_factor: got {config.train.label_smoothing_factor}; task "
+            f"{config.task.name} has no classes over which a label could be smoothed.",
+            "Leave it out.",
         )
 
 

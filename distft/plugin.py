@@ -130,6 +130,8 @@ class Task:
     """`class`: one class id per sample; `vector`: as many numbers as the model has outputs;
     `tokens`: one id per token, -100 where nothing is trained (not shifted); `sequence`: the ids a
     decoder is to write. A dummy's labels are -100, in a vector NaN."""
+    smooths: bool = True
+    """False: what is learnt is no distribution over classes, so that no label can be smoothed."""
     num_outputs: int | None = None
     """Outputs of the head where they do not come from the data's classes."""
     masks_tokens: bool = False
@@ -170,6 +172,18 @@ class Task:
     reference: Callable[[Row], tuple[Row, str]] | None = None
     """Row -> (what `predict` is to answer, the text it should answer with); None: a prediction is
     no text, or there is none that is right. Raises UnusableRow."""
+
+
+def greater_is_better(metric: str) -> bool:
+    """Return the direction of a metric that the user names.
+
+    Args:
+        metric: Such as `eval_f1_macro`.
+
+    Returns:
+        False for losses, perplexity and errors.
+    """
+    return not metric.endswith(("loss", "perplexity", "mse", "mae"))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def goals(config: RunConfig) -> list[Goal]:
             found.append(Goal(name, False))
             continue
         metric = name if name.startswith("eval_") else f"eval_{name}"
-        found.append(Goal(metric, not metric.endswith(("loss", "perplexity"))))
+        found.append(Goal(metric, plugin.greater_is_better(metric)))
     if all(goal.metric in COSTS for goal in found):
         raise ConfigError(
             f"tune.objective: {', '.join(g.metric for g in found)} are costs; one objective must "

@@ -109,6 +109,7 @@ TASK = Task(
     peft_type="SEQ_CLS",
     new_head=True,
     labels="vector",
+    smooths=False,
     num_outputs=1,
     headline="r2",
     key=texts.key,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from distft.errors import TrainError
+from distft.plugin import greater_is_better
 from distft.train.checkpoint import Position
 from distft.train.job import Job
 
@@ -15,7 +16,7 @@ def _metric(job: Job) -> tuple[str, bool]:
         return name, train.greater_is_better
     if train.metric_for_best_model is None:
         return name, job.task.greater_is_better
-    return name, not name.endswith(("loss", "perplexity"))
+    return name, greater_is_better(name)
 
 
 def compare(job: Job, position: Position) -> None:

@@ -58,6 +58,13 @@ def plan(chat_llama: Path) -> Any:
     return make
 
 
+def test_smoothing_is_refused_where_there_are_no_classes(plan: Any) -> None:
+    smooth = {"train.label_smoothing_factor": 0.1}
+    assert plan(smooth).total_steps > 0
+    with pytest.raises(ConfigError, match="task regression has no classes over which a label"):
+        plan({**smooth, "task": "regression", "data": {"train": "f", "format": "scored"}})
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("world", [1, 3])
