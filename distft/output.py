@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_PIPE_COLUMNS = 160
+
 Show = Callable[[Any, "RenderableType"], None]
 
 
@@ -37,7 +39,9 @@ def answer(as_json: bool) -> Iterator[Show]:
         elif isinstance(what, str):
             sys.stdout.write(what + "\n" if what else "")
         else:
-            Console().print(what)
+            # What is piped has no width of its own; 80 columns would cut a table.
+            fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+            Console(width=None if fixed else _PIPE_COLUMNS).print(what)
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def detect(config: RunConfig) -> tuple[str, str]:
             raise ConfigError(
                 f"task: {len(fitting)} tasks learn from rows of format {format_name}: "
                 f"{', '.join(fitting)}.",
-                "Name one, such as `task: seq_cls`.",
+                f"Name one, such as `task: {fitting[0]}`." if fitting else "",
             )
         return format_name, fitting[0]
     task = plugin.tasks()[config.task.name]
@@ -148,6 +148,8 @@ def _detect_format(config: RunConfig) -> str:
         found = [form.name for form in able if _readable(rows, form, config.data)]
     if len(found) == 1:
         return found[0]
+    if not found:
+        _check_columns(config.data, forms, rows)
     wanted = "; ".join(
         f"{form.name} reads {', '.join(columns_of(form, config.data).values())}"
         if form in able
@@ -161,6 +163,25 @@ def _detect_format(config: RunConfig) -> str:
         f"{wanted}.",
         "Set data.format, or data.columns such as {text: review, label: stars}.",
     )
+
+
+def _check_columns(
+    data: DataConfig, forms: Sequence[Format], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    roles = dict.fromkeys(role for form in forms for role in form.columns)
+    held = dict.fromkeys(str(column) for row in rows for column in row)
+    for role, column in data.columns.items():
+        if role not in roles:
+            raise ConfigError(
+                f"data.columns: no format has the role {role!r}{nearest(role, roles)}; allowed: "
+                f"{', '.join(roles)}.",
+                "Write it as role: column, such as {text: review, label: stars}.",
+            )
+        if column not in held:
+            raise ConfigError(
+                f"data.columns.{role}: the first rows of {data.train} hold no column "
+                f"{column!r}{nearest(column, held)}; they hold {', '.join(held)}."
+            )
 
 
 def fitting(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from distft.records import Metrics
 from distft.report.show import (
     NOTHING,
     Cell,
@@ -85,7 +86,7 @@ def _compared(document: Document, metric: str, base: str, tuned: str, test: str)
 
 
 def _change(metric: str, before: Cell, after: Cell) -> Cell:
-    counts = ("rows", "targets", "tokens", "entities")
+    counts = ("rows", "targets", "tokens", "entities", "mean_mse")
     if not before.is_number or not after.is_number or metric.removeprefix("eval_") in counts:
         return Cell(NOTHING)
     change = after.value - before.value
@@ -126,10 +127,11 @@ def classes(document: Document) -> Section | None:
     per_class = look_up(document, f"{tuned}/eval_per_class")
     if not per_class:
         return None
+    title, one, counted = _counted(look_up(document, tuned))
     tables = [
         Table(
-            f"Each class on the {where}, tuned model",
-            ["class", "precision", "recall", "F1", "F1 of the base", "rows"],
+            f"Each {one} on the {where}, tuned model",
+            [one, "precision", "recall", "F1", "F1 of the base", counted],
             [
                 [
                     words(name),
@@ -146,7 +148,16 @@ def classes(document: Document) -> Section | None:
     ]
     if matrix := _confusion(document, tuned, where):
         tables.append(matrix)
-    return Section("classes", "Classes", tables)
+    return Section("classes", title, tables)
+
+
+def _counted(metrics: Metrics) -> tuple[str, str, str]:
+    """Return the section's title, what a line of it is, and what its support counts."""
+    if "eval_entities" in metrics:
+        return "Entities", "kind of entity", "entities"
+    if "eval_confusion" in metrics:
+        return "Classes", "class", "rows"
+    return "Labels", "label", "rows with it"
 
 
 def _confusion(document: Document, tuned: str, where: str) -> Table | None:

@@ -189,8 +189,11 @@ def label(metric: str) -> str:
         "mae": "MAE",
         "mean_mse": "MSE of the mean",
         "mse": "MSE",
+        "pearson": "Pearson correlation",
         "r2": "R2",
         "rmse": "RMSE",
+        "spearman": "Spearman correlation",
+        "subset_accuracy": "all labels of a row right",
         "targets": "trained targets",
     }
     plain = metric.removeprefix("eval_")
