@@ -41,6 +41,8 @@ def encode_row(
     frame = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if all(token in frame for token in encoded.input_ids):
         return "the row has no token, or special ones only"
+    if task.labels == "sequence" and all(token in frame for token in encoded.labels):
+        return "the target has no token, or special ones only"
     if task.num_targets(encoded.labels) == 0:
         return "nothing in the row is trained on"
     return encoded

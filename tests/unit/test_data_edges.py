@@ -1,4 +1,4 @@
-"""Data at the edges: rare classes, one row, one class, no token, every script, very long rows.
+"""Data at the edges: rare classes, one row, one class, labels that a split lacks.
 
 Preparing data and planning them decide with the same code; the plan needs no Ray.
 """
@@ -20,20 +20,12 @@ from distft.data import source, stats
 from distft.data.assign import Dropped, Survey, decide, labels_of
 from distft.data.resolve import detect
 from distft.data.stats import sample_stats
-from distft.data.survey import Reading, RowReader, key_of
+from distft.data.survey import key_of
 from distft.data.tokenize import encode_row
 from distft.errors import ConfigError, DataError
-from distft.plugin import EncodeContext, Encoded, formats, tasks
+from distft.plugin import EncodeContext, Encoded, tasks
 
 ARABIC = "\u0645\u0631\u062d\u0628\u0627 \u200f\u0628\u0643"
-SCRIPTS = {
-    "Chinese": "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3000\u518d\u89c1",
-    "emoji": "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7",
-    "right to left": ARABIC,
-    "NUL": "before\x00after",
-    "combining": "e\u0301 is not \u00e9",
-    "line separators": "one\u2028two\x85three\x0bfour",
-}
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -165,17 +157,21 @@ def test_one_row_cannot_be_shared_out_and_says_so(tmp_path: Path, chat_llama: Pa
         ("sft", {"instruction": "say it", "output": "it"}),
         ("regression", {"text": "a film", "label": 3.5}),
         ("causal_lm", {"text": "a film"}),
+        ("seq2seq", {"source": "a film", "target": "ein Film"}),
+        ("multilabel_cls", {"text": "a film", "labels": ["long", "good"]}),
+        ("token_cls", {"id": "1", "tokens": ["a", "film"], "ner_tags": ["O", "B-WORK"]}),
     ],
 )
 def test_one_row_a_split_is_enough(
     tmp_path: Path, chat_llama: Path, task: str, row: dict[str, Any]
 ) -> None:
-    first = next(key for key in row)
-    names = ("t", "e", "s")
-    t, e, s = (
-        write(tmp_path / f"{name}.jsonl", [{**row, first: f"{row[first]} {name}"}])
-        for name in names
-    )
+    def other(name: str) -> dict[str, Any]:
+        if "tokens" in row:
+            return {**row, "tokens": [name, *row["tokens"][1:]]}
+        first = next(iter(row))
+        return {**row, first: f"{row[first]} {name}"}
+
+    t, e, s = (write(tmp_path / f"{name}.jsonl", [other(name)]) for name in "tes")
     stats = sample_stats(config(chat_llama, t, task, eval=str(e), test=str(s)))
     assert stats.rows == {"train": 1, "eval": 1, "test": 1}
 
@@ -186,97 +182,24 @@ def test_one_class_is_nothing_to_learn(tmp_path: Path, tiny_bert: Path) -> None:
         sample_stats(config(tiny_bert, train))
 
 
-@pytest.mark.parametrize("text", ["\x00\x01\ufffd", "[PAD] [PAD] [PAD]", "[CLS]", "\u200b\u200d"])
-def test_a_text_without_a_token_is_refused(tiny_bert: Path, text: str) -> None:
+def test_rows_without_any_label_are_learnt_as_such(tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"text": f"film {i}", "labels": [["a"], ["b"], []][i % 3]} for i in range(30)]
+    found = sample_stats(config(tiny_bert, write(tmp_path / "t.jsonl", rows), "multilabel_cls"))
+    assert (found.labels, sum(found.rows.values())) == (["a", "b"], 30)
     tokenizer = hf.load_tokenizer(ModelConfig(id=str(tiny_bert)))
-    assert tokenizer(text)["input_ids"], "the frame alone is no sample"
-    for task, row in (("seq_cls", {"label": "a"}), ("regression", {"value": 1.0})):
-        found = encode_row(
-            {"text": text, **row}, tasks()[task], tokenizer, EncodeContext(64, ["a", "b"])
-        )
-        assert found == "the row has no token, or special ones only"
+    row = {"text": "the film", "labels": []}
+    encoded = encode_row(row, tasks()["multilabel_cls"], tokenizer, EncodeContext(64, ["a", "b"]))
+    assert isinstance(encoded, Encoded)
+    assert encoded.labels == [0.0, 0.0]
+    bare = write(tmp_path / "none.jsonl", [{"text": f"film {i}", "labels": []} for i in range(30)])
+    with pytest.raises(DataError, match="No training row holds a label"):
+        sample_stats(config(tiny_bert, bare, "multilabel_cls"))
 
 
-def test_a_text_of_unknown_words_is_a_text(tiny_bert: Path) -> None:
-    tokenizer = hf.load_tokenizer(ModelConfig(id=str(tiny_bert)))
-    row = {"text": SCRIPTS["emoji"], "label": "a"}
-    found = encode_row(row, tasks()["seq_cls"], tokenizer, EncodeContext(64, ["a"]))
-    assert isinstance(found, Encoded)
-
-
-def readings(path: Path, name: str) -> list[Reading]:
-    reader = RowReader(name, formats()[name].columns)
-    return [r for file in source.scan([path]) for c in file.chunks for r in reader.read(c)]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
-def test_every_script_is_read_as_written(tmp_path: Path, suffix: str, script: str) -> None:
-    text, path = SCRIPTS[script], tmp_path / f"rows{suffix}"
-    row = {"text": text, "label": "a"}
-    if suffix.startswith(".json"):
-        path.write_text(json.dumps(row if suffix == ".jsonl" else [row], ensure_ascii=False))
-    else:
-        mark = "\t" if suffix == ".tsv" else ","
-        path.write_bytes(f'\ufefftext{mark}label\r\n"{text}"{mark}a\r\n'.encode())
-    assert [reading.value for reading in readings(path, "classification")] == [row]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_is_learnt_as_written(chat_llama: Path, script: str) -> None:
-    tokenizer = hf.load_tokenizer(ModelConfig(id=str(chat_llama)))
-    text = SCRIPTS[script]
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    found = encode_row({"messages": turns}, tasks()["sft"], tokenizer, EncodeContext(512))
-    assert isinstance(found, Encoded)
-    trained = [int(label) for label in found.labels if label != -100]
-    assert tokenizer.decode(trained) == f"{text}</s>"
-
-
-@pytest.mark.parametrize("script", ["Chinese", "emoji", "right to left"])
-def test_words_of_every_script_keep_their_tags(chat_llama: Path, script: str) -> None:
-    tokenizer = hf.load_tokenizer(ModelConfig(id=str(chat_llama)))
-    words = ["a", *SCRIPTS[script].split(" "), "b"]
-    names = [f"T{i}" for i in range(len(words))]
-    row = {"words": words, "tags": names}
-    found = encode_row(row, tasks()["token_cls"], tokenizer, EncodeContext(512, names))
-    assert isinstance(found, Encoded)
-    assert [label for label in found.labels if label != -100] == list(range(len(words)))
-
-
-@pytest.mark.parametrize("unit", ["word ", "\u4f60"])
-def test_a_row_of_100_000_characters_is_cut_and_counted(chat_llama: Path, unit: str) -> None:
-    tokenizer = hf.load_tokenizer(ModelConfig(id=str(chat_llama)))
-    text = (unit * 100_000)[:100_000]
-    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
-    rows: dict[str, dict[str, Any]] = {
-        "seq_cls": {"text": text, "label": "a"},
-        "causal_lm": {"text": text},
-        "sft": {"messages": turns},
-        "token_cls": {"words": [text, "end"], "tags": ["O", "O"]},
-    }
-    for name, row in rows.items():
-        found = encode_row(row, tasks()[name], tokenizer, EncodeContext(64, ["O", "a"]))
-        assert isinstance(found, Encoded), f"{name}: {found}"
-        assert (len(found.input_ids), found.truncated) == (64, True), name
-
-
-def test_a_question_of_100_000_characters_leaves_no_answer(chat_llama: Path) -> None:
-    tokenizer = hf.load_tokenizer(ModelConfig(id=str(chat_llama)))
-    turns = [{"role": "user", "content": "w" * 100_000}, {"role": "assistant", "content": "a"}]
-    found = encode_row({"messages": turns}, tasks()["sft"], tokenizer, EncodeContext(64))
-    assert found == "the answer lies beyond cutoff_len"
-
-
-def test_null_columns_cost_their_row_only(tmp_path: Path) -> None:
-    rows = [{"text": None, "label": "a"}, {"text": "x", "label": None}, {"text": "y", "label": "b"}]
-    assert [
-        reading.reason for reading in readings(write(tmp_path / "t.jsonl", rows), "classification")
-    ] == [
-        "field 'text' is missing",
-        "field 'label' is missing or empty",
-        "",
-    ]
+def test_equal_numbers_can_be_learnt(tmp_path: Path, tiny_bert: Path) -> None:
+    rows = [{"text": f"film {i}", "label": 2.5} for i in range(30)]
+    found = sample_stats(config(tiny_bert, write(tmp_path / "t.jsonl", rows), "regression"))
+    assert sum(found.rows.values()) == 30
 
 
 @pytest.mark.parametrize(
