@@ -129,11 +129,16 @@ def follow(
 def _evaluation(line: Metrics) -> str:
     counts = ("eval_rows", "eval_targets", "eval_entities")
     skipped = (*counts, "eval_majority_accuracy", "eval_mean_mse")
-    return "  ".join(
-        f"eval {label(key)} {number(value)}"
+    shown = {
+        key: value
         for key, value in line.items()
-        if key.startswith("eval_") and key not in skipped and isinstance(value, int | float)
-    )
+        if key.startswith("eval_")
+        and key not in skipped
+        and isinstance(value, int | float)
+        # Their F1 says both; a line of ten figures is not read.
+        and not {"precision", "recall"} & set(key.split("_"))
+    }
+    return "  ".join(f"eval {label(key)} {number(value)}" for key, value in shown.items())
 
 
 def _training(line: Metrics) -> str:

@@ -151,6 +151,28 @@ def classes(document: Document) -> Section | None:
     return Section("classes", title, tables)
 
 
+def errors(document: Document) -> Section | None:
+    """Return how far predictions lie from the true values, or None where they are no numbers."""
+    test = tested_at(document)
+    quantiles = look_up(document, f"{test}/tuned/eval_error_quantiles")
+    if not quantiles:
+        return None
+    rows = [
+        [
+            words(share),
+            *(
+                cell(document, f"{test}/{which}" + pointer("eval_error_quantiles", share))
+                for which in ("base", "tuned")
+            ),
+        ]
+        for share in quantiles
+    ]
+    caption = "So many of the test rows are at most so far from the true value"
+    return Section(
+        "errors", "Errors", [Table(caption, ["share of the rows", "base", "tuned"], rows)]
+    )
+
+
 def _counted(metrics: Metrics) -> tuple[str, str, str]:
     """Return the section's title, what a line of it is, and what its support counts."""
     if "eval_entities" in metrics:

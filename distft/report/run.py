@@ -30,6 +30,7 @@ def _page(content: Document, run_dir: Path) -> render.Page:
     sections: list[Section | None] = [
         results.comparison(content),
         results.classes(content),
+        results.errors(content),
         results.data(content),
         settings.planned(content),
         settings.config(content),

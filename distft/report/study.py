@@ -79,10 +79,10 @@ def _page(content: Document, study_dir: Path) -> render.Page:
 
 
 def _of_the_winner(content: Document) -> list[Section | None]:
-    compared, classes = results.comparison(content), results.classes(content)
+    told = (results.comparison(content), results.classes(content), results.errors(content))
     return [
-        replace(compared, title="The winner: base against tuned"),
-        replace(classes, title="The winner: classes") if classes else None,
+        section and replace(section, title=f"The winner: {section.title.lower()}")
+        for section in told
     ]
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_SHARES = (25, 50, 75, 90, 100)
+"""Percent of the rows, the nearest ones, whose largest error is told."""
+
+
 class RegressionConfig(VariantConfig):
     """Keys of `task: {name: regression}`."""
 
@@ -80,6 +84,9 @@ def _metrics(columns: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[st
         "spearman": float(spearmanr(label, prediction).statistic) if varies else 0.0,
         "mean_mse": float(label.var()),
         "rows": len(label),
+        "error_quantiles": {
+            f"{share} %": float(np.percentile(abs(prediction - label), share)) for share in _SHARES
+        },
     }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from distft.report.results import classes, comparison
+from distft.report.results import classes, comparison, errors
+from distft.tasks.regression import TASK
 
 PER_CLASS = {"a": {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "support": 4}}
 
@@ -50,4 +52,29 @@ def test_what_training_cannot_move_has_no_change() -> None:
         "MSE of the mean": "-",
         "Spearman correlation": "0",
         "rows": "-",
+    }
+
+
+def test_errors_of_predicted_numbers_are_told_by_share_of_the_rows() -> None:
+    section = errors(document({"eval_error_quantiles": {"50 %": 0.25, "100 %": 2.0}}))
+    assert section is not None
+    rows = [[cell.text for cell in row] for row in section.tables[0].rows]
+    assert rows == [["50 %", "0.2500", "0.2500"], ["100 %", "2.000", "2.000"]]
+    assert errors(document({"eval_loss": 1.0})) is None
+
+
+def test_error_quantiles_are_those_of_the_absolute_errors() -> None:
+    columns = {
+        "label": np.zeros(5),
+        "prediction": np.array([-4.0, 1.0, 0.0, 3.0, -2.0]),
+        "loss_sum": np.ones(5),
+        "num_targets": np.ones(5),
+    }
+    found = TASK.metrics(columns, [])["error_quantiles"]
+    assert found == {
+        "25 %": 1.0,
+        "50 %": 2.0,
+        "75 %": 3.0,
+        "90 %": pytest.approx(3.6),
+        "100 %": 4.0,
     }
