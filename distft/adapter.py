@@ -7,14 +7,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from distft import heads
 from distft.errors import ConfigError
 from distft.plugin import Quantization, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INITIAL = "_distft_initial"
 """Attribute of an attached model: the adapter it began with, where the base gave a part of its own
@@ -24,43 +28,41 @@ _SUBTRACTED = ("pissa", "olora")
 """Starts of `init_lora_weights` that take the adapter's first product out of the base weights."""
 
 
-def linear_layers(model: nn.Module, task: Task, heads: Sequence[str]) -> list[str]:
+def linear_layers(model: PreTrainedModel, task: Task) -> list[str]:
     """Return the names of the linear layers that an adapter goes beside.
 
     Args:
         model: A transformers model.
         task: A new head is trained whole, so it gets no adapter; nor does any output layer.
-        heads: Its head modules (`hf.head_modules`).
 
     Returns:
         In the model's order.
     """
     from transformers.pytorch_utils import Conv1D
 
-    last = model.get_output_embeddings()  # type: ignore[operator]  # of transformers
+    last, whole = model.get_output_embeddings(), heads.trained_whole(model, task)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not last
-        and not (task.new_head and _inside(name, heads))
+        and not heads.is_inside(name, whole)
     ]
 
 
-def quantized_layers(model: nn.Module, task: Task, heads: Sequence[str]) -> list[str]:
+def quantized_layers(model: PreTrainedModel, task: Task) -> list[str]:
     """Return the names of the linear layers that a base in fewer bits stores so.
 
     Args:
         model: A transformers model.
         task: A new head is trained, and so is a pooler that the files may lack.
-        heads: Its head modules (`hf.head_modules`).
 
     Returns:
         In the model's order.
     """
     names = [
         name
-        for name in linear_layers(model, task, heads)
+        for name in linear_layers(model, task)
         if isinstance(model.get_submodule(name), nn.Linear)
     ]
     return [name for name in names if not (task.new_head and ".pooler." in f".{name}")]
@@ -128,34 +130,33 @@ def narrowing_layers(model: nn.Module, names: Sequence[str]) -> list[str]:
     return found
 
 
-def norm_layers(model: nn.Module, task: Task, heads: Sequence[str]) -> list[str]:
+def norm_layers(model: PreTrainedModel, task: Task) -> list[str]:
     """Return the names of the normalisation layers outside a new head, whatever the architecture.
 
     Args:
         model: A transformers model.
         task: A new head is trained whole anyway.
-        heads: Its head modules (`hf.head_modules`).
 
     Returns:
         In the model's order: LayerNorm, RMSNorm and their kin that have weights.
     """
+    whole = heads.trained_whole(model, task)
     return [
         name
         for name, module in model.named_modules()
         if "norm" in type(module).__name__.lower()
         and any(True for _ in module.parameters(recurse=False))
-        and not (task.new_head and _inside(name, heads))
+        and not heads.is_inside(name, whole)
     ]
 
 
-def attach(model: nn.Module, wanted: Any, task: Task, heads: Sequence[str]) -> nn.Module:
+def attach(model: PreTrainedModel, wanted: Any, task: Task) -> nn.Module:
     """Attach a PEFT adapter; a new head is trained and saved with it.
 
     Args:
         model: A transformers model; changed in place.
         wanted: A configuration of PEFT's; its task, a new head and `all-linear` are filled in.
         task: Decides the head.
-        heads: Its head modules (`hf.head_modules`).
 
     Returns:
         The model to train.
@@ -166,10 +167,9 @@ def attach(model: nn.Module, wanted: Any, task: Task, heads: Sequence[str]) -> n
     import peft
 
     wanted.task_type = task.peft_type
-    if task.new_head:
-        wanted.modules_to_save = list(heads)
+    wanted.modules_to_save = heads.trained_whole(model, task) or None
     if getattr(wanted, "target_modules", None) == "all-linear":
-        wanted.target_modules = set(linear_layers(model, task, heads))
+        wanted.target_modules = set(linear_layers(model, task))
     empty = any(parameter.is_meta for parameter in model.parameters())
     given = getattr(wanted, "init_lora_weights", True)
     subtracted = isinstance(given, str) and given.startswith(_SUBTRACTED)
@@ -244,7 +244,3 @@ def plain_lora(folder: Path, initial: Mapping[str, torch.Tensor]) -> None:
         "alpha_pattern": {key: alpha * more for key, alpha in config["alpha_pattern"].items()},
     }
     about.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _inside(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)

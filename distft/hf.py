@@ -16,16 +16,13 @@ import torch
 import transformers
 from torch import nn
 
-from distft import adapter, assets, virtual_tokens
+from distft import adapter, assets, heads, virtual_tokens
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 from distft.plugin import Quantization, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-_NEW_INSIDE = "_distft_new_inside"
-"""Attribute of a loaded model: modules of its body that the files lack."""
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 """Makes partitioned parameters (ZeRO-3) whole while the context lasts, and writes them back."""
@@ -161,6 +158,8 @@ def max_positions(model: ModelConfig) -> int | None:
 def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrainedModel:
     """Return the model with shapes and no memory, for counting.
 
+    Its files are looked into only where what they hold changes the count.
+
     Args:
         model: Which model.
         task: Decides the head.
@@ -168,6 +167,10 @@ def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrai
 
     Returns:
         A model whose tensors are all on the meta device.
+
+    Raises:
+        ConfigError: There is none to load.
+        TrainError: Weights of the pre-trained body are missing from the files.
     """
     config = load_config(model, task, labels)
     with torch.device("meta"):
@@ -175,6 +178,9 @@ def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrai
             config, dtype=_dtype(model), trust_remote_code=model.trust_remote_code
         )
     built.tie_weights()
+    if heads.is_uncertain(built, task):
+        _, lacked = _from_files(model, task, config, device_map="meta")
+        heads.note_new(built, _checked(model, built, lacked, task))
     return built
 
 
@@ -207,54 +213,14 @@ def load_model(
         ConfigError: There is none to load.
         TrainError: Weights of the pre-trained body are missing from the files.
     """
-    path = model_path(model)
     config = load_config(model, task, labels)
-    with _explained(model):
-        loaded, info = _auto(task).from_pretrained(
-            path,
-            config=config,
-            revision=model.revision,
-            dtype=_dtype(model),
-            trust_remote_code=model.trust_remote_code,
-            ignore_mismatched_sizes=task.new_head,
-            output_loading_info=True,
-            **_quantized(model, task, labels, quantization),
-        )
-    heads = head_modules(loaded)
-    mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}
-    new = sorted(set(info["missing_keys"]) | mismatched)
-    lost = [name for name in new if not _is_new(name, heads, task)]
-    if lost:
-        raise TrainError(
-            f"{model.id} lacks {len(lost)} weights of its own architecture, first {lost[0]}.",
-            "The files are incomplete or of another model; a run would train random weights.",
-        )
+    quantized = _quantized(model, task, labels, quantization)
+    loaded, lacked = _from_files(model, task, config, **quantized)
+    new = _checked(model, loaded, lacked, task)
     _draw_new_weights(loaded, new, seed, gather)
-    inside = {name.rpartition(".")[0] for name in new if name.split(".", 1)[0] not in heads}
-    setattr(loaded, _NEW_INSIDE, sorted(inside))
+    heads.note_new(loaded, new)
     loaded.train()
-    whole: PreTrainedModel = loaded
-    return whole
-
-
-def head_modules(model: nn.Module) -> list[str]:
-    """Return the names of the modules whose weights were not pre-trained, or are the output's.
-
-    Args:
-        model: A transformers model with a head.
-
-    Returns:
-        Names of direct children, such as `classifier`, `score` or `lm_head`, and, of a loaded
-        model, those inside the body that its files lack, such as `bert.pooler.dense`.
-    """
-    body = model.base_model_prefix
-    outside = [
-        name
-        for name, child in model.named_children()
-        if name != body and any(True for _ in child.parameters())
-    ]
-    inside: list[str] = getattr(model, _NEW_INSIDE, [])
-    return outside + inside
+    return loaded
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -360,20 +326,46 @@ def _quantized(
     if quantization is None:
         return {}
     empty = build_meta(model, task, labels)
-    kept = adapter.quantized_layers(empty, task, head_modules(empty))
+    kept = adapter.quantized_layers(empty, task)
     return adapter.quantization_arguments(quantization, empty, kept, _dtype(model))
 
 
-def _is_new(name: str, heads: Sequence[str], task: Task) -> bool:
-    # A pooler is absent from bodies pre-trained without one; it belongs to the head.
-    return task.new_head and (name.split(".", 1)[0] in heads or ".pooler." in f".{name}")
+def _from_files(
+    model: ModelConfig, task: Task, config: PretrainedConfig, **how: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model and the names of the weights that its files lack, or hold in other sizes."""
+    with _explained(model):
+        loaded, info = _auto(task).from_pretrained(
+            model_path(model),
+            config=config,
+            revision=model.revision,
+            dtype=_dtype(model),
+            trust_remote_code=model.trust_remote_code,
+            ignore_mismatched_sizes=task.new_head,
+            output_loading_info=True,
+            **how,
+        )
+    mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}
+    return loaded, sorted(set(info["missing_keys"]) | mismatched)
+
+
+def _checked(
+    model: ModelConfig, built: PreTrainedModel, lacked: Sequence[str], task: Task
+) -> Sequence[str]:
+    lost = [name for name in lacked if not heads.may_be_new(built, name, task)]
+    if lost:
+        raise TrainError(
+            f"{model.id} lacks {len(lost)} weights of its own architecture, first {lost[0]}.",
+            "The files are incomplete or of another model; a run would train random weights.",
+        )
+    return lacked
 
 
 def _draw_new_weights(
     model: PreTrainedModel, names: Sequence[str], seed: int, gather: Gather
 ) -> None:
     spread = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
         parameter = parameters[name]
         digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()

@@ -125,7 +125,8 @@ class Task:
     peft_type: str
     """PEFT's TaskType of that head."""
     new_head: bool
-    """True: the task puts an untrained output layer on the pre-trained body."""
+    """True: the task puts an untrained output layer on the pre-trained body, whatever the files
+    hold; False: it takes theirs, and is new only where they lack it (see `distft.heads`)."""
     labels: Literal["class", "vector", "tokens", "sequence"]
     """`class`: one class id per sample; `vector`: as many numbers as the model has outputs;
     `tokens`: one id per token, -100 where nothing is trained (not shifted); `sequence`: the ids a

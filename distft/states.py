@@ -92,7 +92,7 @@ def _counted(
     given = ModelConfig.model_validate_json(model_json)
     model = hf.build_meta(given, task, list(labels))
     params = sum(p.numel() for p in model.parameters())
-    layers = adapter.quantized_layers(model, task, hf.head_modules(model))
+    layers = adapter.quantized_layers(model, task)
     quantizable = sum(model.get_parameter(f"{name}.weight").numel() for name in layers)
     with torch.device("meta"):
         module = method.attach(model, method.config.model_validate_json(method_json), task)

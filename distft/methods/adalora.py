@@ -59,13 +59,13 @@ class AdaloraConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     assert isinstance(config, AdaloraConfig)
     # The run's length is known to the allocator, which sets the schedule.
     keys = config.model_dump(exclude={"name", "tinit", "tfinal"})
     wanted = peft.AdaLoraConfig(total_step=1, **keys)
-    return adapter.attach(model, wanted, task, hf.head_modules(model))
+    return adapter.attach(model, wanted, task)
 
 
 class _Ranks:

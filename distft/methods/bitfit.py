@@ -21,7 +21,7 @@ class BitfitConfig(VariantConfig):
 
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
-    from distft import hf
+    from distft import heads
 
     model.requires_grad_(False)
     biases = [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "bias"]
@@ -30,10 +30,8 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
             f"Method bitfit trains biases, and {model.config.model_type} models have none.",
             "Take method ln_tuning, which trains the norms instead.",
         )
-    for bias in biases:
-        bias.requires_grad_(True)
-    for name in hf.head_modules(model) if task.new_head else []:
-        model.get_submodule(name).requires_grad_(True)
+    for parameter in [*biases, *heads.trained_parameters(model, task)]:
+        parameter.requires_grad_(True)
     return model
 
 

@@ -34,7 +34,7 @@ class BottleneckAdapterConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import bottleneck, hf
+    from distft import bottleneck, heads
 
     assert isinstance(config, BottleneckAdapterConfig)
     places = bottleneck.places(model, after_attention=config.style == "houlsby")
@@ -50,7 +50,7 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         reduction_factor=config.reduction_factor,
         non_linearity=config.non_linearity,
         ln_before=config.ln_before,
-        modules_to_save=hf.head_modules(model) if task.new_head else None,
+        modules_to_save=heads.trained_whole(model, task) or None,
     )
     adapted: nn.Module = peft.get_peft_model(model, wanted)
     return adapted

@@ -40,7 +40,7 @@ class FreezeConfig(VariantConfig):
 
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
-    from distft import hf
+    from distft import heads
 
     assert isinstance(config, FreezeConfig)
     if config.trainable_modules is None:
@@ -48,16 +48,18 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         chosen = _blocks(model, config.trainable_layers)
     else:
         chosen = _named(model, config.trainable_modules)
-    heads = [model.get_submodule(name) for name in hf.head_modules(model)]
-    if not chosen and not task.new_head and model.config.get_text_config().tie_word_embeddings:
-        raise ConfigError(
-            "method.trainable_layers: 0 trains the output layer alone, but this model shares it "
-            "with its input embeddings.",
-            "Train the last blocks instead: method.trainable_layers=2.",
-        )
+    trained = heads.trained_parameters(model, task)
+    if not chosen and not trained:
+        if model.config.get_text_config().tie_word_embeddings:
+            raise ConfigError(
+                "method.trainable_layers: 0 trains the output layer alone, but this model shares "
+                "it with its input embeddings.",
+                "Train the last blocks instead: method.trainable_layers=2.",
+            )
+        chosen = [model.get_submodule(name) for name in heads.head_modules(model)]
     model.requires_grad_(False)
-    for module in [*chosen, *(heads if task.new_head or not chosen else [])]:
-        module.requires_grad_(True)
+    for parameter in [*trained, *(p for module in chosen for p in module.parameters())]:
+        parameter.requires_grad_(True)
     return model
 
 

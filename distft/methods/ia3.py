@@ -29,20 +29,19 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     import peft
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as KNOWN
 
-    from distft import adapter, hf
+    from distft import adapter
 
     assert isinstance(config, Ia3Config)
-    heads = hf.head_modules(model)
     targets, inputs = config.target_modules, config.feedforward_modules
     known = model.config.model_type in KNOWN
     if targets is None and not known:
         targets = "all-linear"
     if inputs is None and not (known and config.target_modules is None):
-        inputs = adapter.narrowing_layers(model, adapter.linear_layers(model, task, heads))
+        inputs = adapter.narrowing_layers(model, adapter.linear_layers(model, task))
         if isinstance(targets, list):
             inputs = [one for one in inputs if one.endswith(tuple(targets))]
     wanted = peft.IA3Config(target_modules=targets, feedforward_modules=inputs)
-    return adapter.attach(model, wanted, task, heads)
+    return adapter.attach(model, wanted, task)
 
 
 METHOD = Method(

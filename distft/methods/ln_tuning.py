@@ -25,12 +25,11 @@ class LnTuningConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     assert isinstance(config, LnTuningConfig)
-    heads = hf.head_modules(model)
-    targets = config.target_modules or adapter.norm_layers(model, task, heads)
-    return adapter.attach(model, peft.LNTuningConfig(target_modules=targets), task, heads)
+    targets = config.target_modules or adapter.norm_layers(model, task)
+    return adapter.attach(model, peft.LNTuningConfig(target_modules=targets), task)
 
 
 def _refuses(config: VariantConfig) -> Mapping[str, str]:

@@ -53,11 +53,11 @@ class LoraConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     assert isinstance(config, LoraConfig)
     keys = config.model_dump(exclude={"name", "loraplus_lr_ratio"})
-    adapted = adapter.attach(model, peft.LoraConfig(**keys), task, hf.head_modules(model))
+    adapted = adapter.attach(model, peft.LoraConfig(**keys), task)
     patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     adapter.check_patterns(adapted, patterns)
     return adapted

@@ -42,10 +42,10 @@ class OftConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     wanted = peft.OFTConfig(r=0, **config.model_dump(exclude={"name"}))
-    adapted = adapter.attach(model, wanted, task, hf.head_modules(model))
+    adapted = adapter.attach(model, wanted, task)
     for name, parameter in adapted.named_parameters():
         # A block of one has nothing to turn; a partitioned tensor keeps its whole shape aside.
         if ".oft_R." in name and 0 in getattr(parameter, "ds_shape", parameter.shape):

@@ -32,7 +32,7 @@ class PTuningConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import hf, virtual_tokens
+    from distft import heads, virtual_tokens
 
     assert isinstance(config, PTuningConfig)
     sizes = model.config.get_text_config()
@@ -45,7 +45,7 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         num_transformer_submodules=1,
         encoder_reparameterization_type=config.encoder_reparameterization_type,
         encoder_hidden_size=config.encoder_hidden_size,  # None: PEFT's own
-        modules_to_save=hf.head_modules(model) if task.new_head else None,
+        modules_to_save=heads.trained_whole(model, task) or None,
     )
     return virtual_tokens.align(peft.get_peft_model(model, wanted))
 

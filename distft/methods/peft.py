@@ -80,19 +80,19 @@ def _settings(config: PeftConfig) -> Any:
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import torch
 
-    from distft import adapter, hf
+    from distft import adapter
 
     assert isinstance(config, PeftConfig)
-    wanted, heads = _settings(config), hf.head_modules(model)
+    wanted = _settings(config)
     empty = any(parameter.is_meta for parameter in model.parameters())
     if not (empty and config.peft_type.upper() in _NEEDS_VALUES):
-        return adapter.attach(model, wanted, task, heads)
+        return adapter.attach(model, wanted, task)
     model.to_empty(device="cpu")
     with torch.device("cpu"), torch.no_grad():
         for parameter in model.parameters():
             # Of full rank and finite; which values they are does not change a count.
             parameter.normal_()
-        return adapter.attach(model, wanted, task, heads)
+        return adapter.attach(model, wanted, task)
 
 
 def _refuses(config: VariantConfig) -> Mapping[str, str]:

@@ -41,7 +41,7 @@ class PrefixTuningConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import hf, virtual_tokens
+    from distft import heads, virtual_tokens
 
     assert isinstance(config, PrefixTuningConfig)
     if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
@@ -61,7 +61,7 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         num_virtual_tokens=config.num_virtual_tokens,
         prefix_projection=config.prefix_projection,
         encoder_hidden_size=config.encoder_hidden_size,  # None: PEFT's own
-        modules_to_save=hf.head_modules(model) if task.new_head else None,
+        modules_to_save=heads.trained_whole(model, task) or None,
     )
     return virtual_tokens.align(peft.get_peft_model(model, wanted))
 

@@ -38,7 +38,7 @@ class PromptTuningConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import hf, virtual_tokens
+    from distft import heads, virtual_tokens
 
     assert isinstance(config, PromptTuningConfig)
     reads_text = config.prompt_tuning_init == "TEXT"
@@ -53,7 +53,7 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         prompt_tuning_init=config.prompt_tuning_init,
         prompt_tuning_init_text=config.prompt_tuning_init_text,
         tokenizer_name_or_path=model.name_or_path if reads_text else None,
-        modules_to_save=hf.head_modules(model) if task.new_head else None,
+        modules_to_save=heads.trained_whole(model, task) or None,
     )
     return virtual_tokens.align(peft.get_peft_model(model, wanted))
 

@@ -40,10 +40,10 @@ class QloraConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     keys = config.model_dump(exclude={"name", "quant_type", "use_double_quant"})
-    return adapter.attach(model, peft.LoraConfig(**keys), task, hf.head_modules(model))
+    return adapter.attach(model, peft.LoraConfig(**keys), task)
 
 
 def _quantization(config: VariantConfig) -> Quantization:

@@ -34,10 +34,10 @@ class VeraConfig(VariantConfig):
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
 
-    from distft import adapter, hf
+    from distft import adapter
 
     wanted = peft.VeraConfig(**config.model_dump(exclude={"name"}))
-    return adapter.attach(model, wanted, task, hf.head_modules(model))
+    return adapter.attach(model, wanted, task)
 
 
 METHOD = Method(

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from distft import compat, hf, plugin
+from distft import compat, heads, hf, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.config_sections import ModelConfig
@@ -430,7 +430,7 @@ def test_new_weights_inside_the_body_are_trained_too(
     BertForMaskedLM(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(tmp_path)
     task, chosen = TASKS["seq_cls"], METHODS[name]
     model = hf.load_model(ModelConfig(id=str(tmp_path)), task, LABELS, seed=1)
-    assert hf.head_modules(model) == ["classifier", "bert.pooler.dense"]
+    assert heads.trained_whole(model, task) == ["classifier", "bert.pooler.dense"]
     module = chosen.attach(model, chosen.config(), task)
     trained = {n for n, p in module.named_parameters() if p.requires_grad and "pooler" in n}
     assert len(trained) == 2, trained
@@ -441,7 +441,7 @@ def test_new_weights_inside_the_body_are_trained_too(
 def test_names_on_a_real_model(asset: Callable[[str], Path]) -> None:
     task = TASKS["seq_cls"]
     model = hf.load_model(ModelConfig(id=str(asset("minilm-l6"))), task, LABELS, seed=1)
-    assert hf.head_modules(model) == ["classifier"]
+    assert heads.trained_whole(model, task) == ["classifier"]
     blocks = hf.blocks(model)
     assert len(blocks) == 6
     assert blocks[-1] is model.get_submodule("bert.encoder.layer.5")

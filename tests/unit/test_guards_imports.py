@@ -30,7 +30,7 @@ LAYERS = (
     ("methods", "tasks", "formats"),
     (
         *("plugin", "fields", "records", "space"),
-        *("virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
+        *("heads", "virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
     ),
     ("errors",),
 )
@@ -38,7 +38,7 @@ RANK = {name: -depth for depth, layer in enumerate(LAYERS) for name in layer}
 
 # (importing layer, imported one): the only imports that point up, and only inside functions.
 UPWARD = {
-    ("methods", "hf"): "a method asks for a model's blocks and head when it is attached",
+    ("methods", "hf"): "a method asks for a model's blocks when it is attached",
     ("methods", "adapter"): "a PEFT method is attached by what they all share",
 }
 
