@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from distft import __version__, compat, plugin
 from distft.errors import ConfigError, DistftError, PlanError
-from distft.output import answer, lines, table
+from distft.output import Show, answer, lines, one_of, table
 
 INTERRUPTED = 130
 FAILED = 4
@@ -32,6 +32,10 @@ app = typer.Typer(
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="Config file (YAML).", show_default=False)
+]
+Variant = Annotated[
+    str | None,
+    typer.Argument(metavar="NAME", help="Show only this one, in full.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -214,12 +218,13 @@ def init(
 
 @app.command()
 def methods(
+    name: Variant = None,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="What each goes with, and why not (Markdown).")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the fine-tuning methods and their keys."""
+    """List the fine-tuning methods, or one with its keys."""
     with answer(as_json) as show:
         if matrix:
             show(compat.matrix(), compat.table())
@@ -235,12 +240,12 @@ def methods(
             }
             for method in plugin.methods().values()
         ]
-        show(rows, table(rows))
+        _list(show, rows, name, ("name", "what", "learning rate", "saved as"))
 
 
 @app.command()
-def tasks(as_json: Json = False) -> None:
-    """List the tasks and their keys."""
+def tasks(name: Variant = None, as_json: Json = False) -> None:
+    """List the tasks, or one with its keys."""
     with answer(as_json) as show:
         rows = [
             {
@@ -253,12 +258,12 @@ def tasks(as_json: Json = False) -> None:
             }
             for task in plugin.tasks().values()
         ]
-        show(rows, table(rows))
+        _list(show, rows, name, ("name", "what", "rows", "metric"))
 
 
 @app.command()
-def formats(as_json: Json = False) -> None:
-    """List the data formats, their columns and one row of each."""
+def formats(name: Variant = None, as_json: Json = False) -> None:
+    """List the data formats, or one with its columns and a row of it."""
     with answer(as_json) as show:
         rows = [
             {
@@ -270,7 +275,7 @@ def formats(as_json: Json = False) -> None:
             }
             for each in plugin.formats().values()
         ]
-        show(rows, table(rows))
+        _list(show, rows, name, ("name", "what", "rows"))
 
 
 @app.command()
@@ -357,11 +362,24 @@ def _write_new(path: Path, text: str) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
 
 
+def _list(
+    show: Show, rows: Sequence[Mapping[str, Any]], name: str | None, columns: Sequence[str]
+) -> None:
+    if name is None:
+        show(rows, table(rows, columns))
+    else:
+        row = one_of(rows, name)
+        show(row, lines(row))
+
+
 def _keys(variant: plugin.Method | plugin.Task) -> dict[str, Any]:
-    fields = variant.config.model_fields.items()
+    """Return the default of every key, and what the key means."""
     return {
-        name: field.get_default(call_default_factory=True)
-        for name, field in fields
+        name: {
+            "default": field.get_default(call_default_factory=True),
+            "what": " ".join((field.description or "").split()),
+        }
+        for name, field in variant.config.model_fields.items()
         if name != "name"
     }
 

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distft.errors import ConfigError, nearest
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -74,16 +76,44 @@ def lines(values: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping) and value:
             said += [f"{name}:", *(f"  {line}" for line in lines(value).splitlines())]
         else:
-            text = f"{value:.4g}" if isinstance(value, float) else "none" if value == {} else value
+            text = (
+                f"{value:.4g}"
+                if isinstance(value, float)
+                else _cell(value)
+                if value != {}
+                else "none"
+            )
             said.append(f"{name}: {text}")
     return "\n".join(said)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
+def one_of(rows: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    """Return the row of a name.
+
+    Args:
+        rows: With `name`.
+        name: The name.
+
+    Returns:
+        The row.
+
+    Raises:
+        ConfigError: No row has that name; the text says which there are.
+    """
+    known = [row["name"] for row in rows]
+    if name not in known:
+        raise ConfigError(
+            f"{name!r} is not known{nearest(name, known)}; allowed: {', '.join(known)}."
+        )
+    return rows[known.index(name)]
+
+
+def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> RenderableType:
     """Return rows as a table for the terminal.
 
     Args:
         rows: At least one; all with the same names.
+        names: Which of them to show; default: all.
 
     Returns:
         What rich prints.
@@ -93,11 +123,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    # Where an idea comes from takes a line of its own; --json has it.
-    names = [name for name in rows[0] if name != "source"]
+    names = names or list(rows[0])
     for name in names:
-        least = {"what": 14, "keys": 20, "columns": 20}.get(name)
-        drawn.add_column(name, overflow="fold", no_wrap=name == "name", min_width=least)
+        # Only what is told in words may take several lines.
+        drawn.add_column(name, overflow="fold", no_wrap=name in ("name", "rows"))
     for row in rows:
         drawn.add_row(*(Text(_cell(row[name])) for name in names))
     return drawn
@@ -106,4 +135,4 @@ def table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{name}: {_cell(each)}" for name, each in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

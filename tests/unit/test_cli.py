@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -34,9 +35,9 @@ SURFACE = {
     "export": {"RUN", "DIR", "--merge", "--json"},
     "report": {"RUN", "--json"},
     "init": {"FILE", "--task", "--json"},
-    "methods": {"--matrix", "--json"},
-    "tasks": {"--json"},
-    "formats": {"--json"},
+    "methods": {"NAME", "--matrix", "--json"},
+    "tasks": {"NAME", "--json"},
+    "formats": {"NAME", "--json"},
     "doctor": {"--json"},
     "schema": {"--json"},
     "version": {"--json"},
@@ -89,6 +90,35 @@ def test_tables_name_every_variant(table: str, capsys: pytest.CaptureFixture[str
     assert [row["name"] for row in document] == list(known)
     for name in known:
         assert name in text
+        assert cli.main([table, name]) == 0
+        text_of_one = capsys.readouterr().out
+        assert cli.main([table, name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == document[list(known).index(name)]
+        for key in getattr(known[name], "config", known[name]).__annotations__:
+            assert table == "formats" or key in text_of_one
+
+
+@pytest.mark.parametrize("table", ["methods", "tasks", "formats"])
+def test_tables_fit_80_columns(
+    table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([table]) == 0
+    text = capsys.readouterr().out
+    assert cli.main([table, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    words = re.sub(r"\s+", "", text)
+    assert max(map(len, text.splitlines())) <= 80
+    for row in document:
+        # A name stands whole on the line of its row, which a wrapped text goes on below.
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [row["name"]]]
+        assert row["what"].split()[0] in line
+        assert all(word in words for word in row["what"].split())
+
+
+def test_an_unknown_method_is_told_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["methods", "lorra"]) == 2
+    assert "'lorra' is not known; did you mean lora?; allowed: adalora," in capsys.readouterr().err
 
 
 def test_version_is_said_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
