@@ -150,8 +150,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons["train.learning_rate"] = f"{method.learning_rate:g} is the default of {method.name}"
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
-    _check_positions(config, stats)
-    _check_smoothing(config)
+    _check_settings(config, stats)
     full_passes, rest = divmod(total, steps_per_epoch)
     return Plan(
         params=counts.params,
@@ -213,7 +212,8 @@ def _check_positions(config: RunConfig, stats: DataStats) -> None:
         )
 
 
-def _check_smoothing(config: RunConfig) -> None:
+def _check_settings(config: RunConfig, stats: DataStats) -> None:
+    _check_positions(config, stats)
     if config.train.label_smoothing_factor and not plugin.tasks()[config.task.name].smooths:
         raise ConfigError(
             f"train.label_smoothing_factor: got {config.train.label_smoothing_factor}; task "

@@ -68,9 +68,9 @@ def stored(layer: nn.Module) -> tuple[int, int]:
 
 
 def quantized(module: nn.Module) -> list[nn.Module]:
-    import bitsandbytes
+    from bitsandbytes.nn import modules
 
-    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    kinds = (modules.Linear4bit, modules.Linear8bitLt)
     found = [one for one in module.modules() if isinstance(one, kinds)]
     # LoRA's layers are kinds of these too and hold the one they wrap.
     return [one for one in found if not hasattr(one, "base_layer")]
