@@ -79,7 +79,7 @@ class WarmProcess:
 
         What a method's libraries load when they are first used stays; a trial must leave nothing.
         """
-        print(f"released: {now} bytes held, {self._held_bytes} before", flush=True)  # noqa: T201
+        print(f"released: {now} bytes held, {self._held_bytes} before", flush=True)  # noqa: T201 - log
         if self._method not in self._methods:
             self._methods.add(self._method)
             self._held_bytes = max(self._held_bytes, now)

@@ -40,7 +40,7 @@ def no_op() -> type:
     """Return what distft's trials are started with: it reports at the rungs, and ends."""
     from ray import tune
 
-    class NoOp(tune.Trainable):  # type: ignore[misc]
+    class NoOp(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         def setup(self, config: dict[str, Any]) -> None:
             self.reset_config(config)
 
@@ -123,7 +123,7 @@ def stock_study(folder: Path, model: Path) -> dict[str, Any]:
 
     first_s: list[float] = []
 
-    class Noted(tune.Callback):  # type: ignore[misc]
+    class Noted(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         def on_trial_result(self, *arguments: Any, **others: Any) -> None:
             first_s.append(time.perf_counter())
 

@@ -119,7 +119,7 @@ def test_killed_at_five_moments_it_ends_as_the_unbroken_one(unbroken: Unbroken) 
     kills = 0
     for moment in moments:
         ended = {t.number: starts(study_dir, t.number) for t in finished_of(study_dir)}
-        ready = lambda: count_lines(study_dir / "study.journal") >= moment  # noqa: B023, E731
+        ready = lambda: count_lines(study_dir / "study.journal") >= moment  # noqa: B023, E731 - used here
         kills += killed_when(folder, unbroken.config, "killed", ready)
         states = [(t.number, t.state) for t in finished_of(study_dir)]
         print(f"killed at line {moment} of {unbroken.lines}; ended before: {states}")

@@ -97,7 +97,7 @@ def weights(case: dict[str, Any], step: int = STEPS) -> dict[str, torch.Tensor]:
     names: set[str] = set()
     for path in (folder / "state").glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            names |= {key.rpartition("|")[0] for key in file.keys()}  # noqa: SIM118
+            names |= {key.rpartition("|")[0] for key in file.keys()}  # noqa: SIM118 - not a mapping
     return {name: read(name)["param"] for name in names}
 
 
