@@ -14,7 +14,6 @@ from distft.errors import ConfigError
 from distft.records import StudyRecord, TrialRecord, read_study
 from distft.report import study
 from distft.report.show import look_up, number, percent, size
-from distft.report.study_marks import in_view
 from distft.search.choose import ranked
 
 TESTS = Path(__file__).parents[1]
@@ -297,16 +296,6 @@ def test_the_front_holds_what_none_beats(done: Path) -> None:
     lines = [t for t in figures(done)["figure-pareto-params"]["data"] if t.get("name") == "front"]
     assert [list(zip(line["x"], line["y"], strict=True)) for line in lines] == [front]
     assert len(front) > 1
-
-
-def test_one_diverged_value_does_not_press_the_others_flat() -> None:
-    close = [0.68, 0.69, 0.7, 0.71, 0.72, 0.74]
-    low, high = in_view([*close, 40.0], lower_wins=True)
-    assert low < 0.68
-    assert 0.74 < high < 1
-    low, high = in_view([*close, -40.0], lower_wins=False)
-    assert 0 < low < 0.68
-    assert in_view([0.5], lower_wins=True)[0] < 0.5
 
 
 def test_effective_configs_stand_beside_each_other(done: Path) -> None:
