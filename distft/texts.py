@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distft.plugin import Encoded, Row, UnusableRow
@@ -116,13 +117,50 @@ def generate(
     Args:
         model: In evaluation mode.
         tokenizer: Its own.
-        encoded: At least one sample.
-        max_new_tokens: Longest text.
+        encoded: At least one sample; each leaves the model a position (see `positions_left`).
+        max_new_tokens: Longest text; shorter where the positions end before.
         **settings: More for `generate` of transformers, such as `num_beams`.
 
     Returns:
         One text per sample, without special tokens.
     """
+    left = [positions_left(model, one.input_ids) for one in encoded]
+    together = [i for i, positions in enumerate(left) if positions >= max_new_tokens]
+    # A row near the end of the positions would cut the others of its batch short.
+    alone = [[i] for i in range(len(encoded)) if i not in together]
+    said: dict[int, str] = {}
+    for group in [together, *alone] if together else alone:
+        limit = min(max_new_tokens, *(left[i] for i in group))
+        batch = [encoded[i] for i in group]
+        said |= zip(group, _generate(model, tokenizer, batch, limit, settings), strict=True)
+    return [said[i] for i in range(len(encoded))]
+
+
+def positions_left(model: nn.Module, ids: Sequence[int]) -> int:
+    """Return how many tokens a decoder can still write after a prompt.
+
+    Args:
+        model: With virtual tokens or without.
+        ids: The prompt.
+
+    Returns:
+        At most 0 where the prompt fills the model; very many where the model has no limit.
+    """
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if config.is_encoder_decoder or positions is None:
+        return sys.maxsize
+    adapter = getattr(model, "active_peft_config", None)
+    return int(positions - (getattr(adapter, "num_virtual_tokens", None) or 0) - len(ids))
+
+
+def _generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    max_new_tokens: int,
+    settings: Mapping[str, Any],
+) -> list[str]:
     import torch
 
     has_encoder = bool(model.config.is_encoder_decoder)  # type: ignore[union-attr]

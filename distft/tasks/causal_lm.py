@@ -55,7 +55,9 @@ def _predict(
         ids = tokenizer(row["text"], verbose=False)["input_ids"]
         if not ids:
             raise UnusableRow("the text has no token")
-        return Encoded(ids[-context.cutoff_len :], [])
+        # One position at least is for what is written.
+        spare = min(context.cutoff_len, len(ids) + texts.positions_left(model, ids) - 1)
+        return Encoded(ids[-spare:], [])
 
     def answer(encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         said = texts.generate(model, tokenizer, encoded, config.max_new_tokens)

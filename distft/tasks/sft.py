@@ -125,7 +125,10 @@ def _predict(
         if not messages:
             raise UnusableRow("field 'messages' holds no message to answer")
         prompt = _render(tokenizer, messages, row.get("tools", ()), prompt=True)
-        return Encoded(tokenizer(prompt, add_special_tokens=False)["input_ids"], [])
+        ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        if texts.positions_left(model, ids) < 1:
+            raise UnusableRow("the prompt leaves the model no position for an answer")
+        return Encoded(ids, [])
 
     def answer(encoded: Sequence[Encoded]) -> list[dict[str, Any]]:
         said = texts.generate(model, tokenizer, encoded, config.max_new_tokens)

@@ -69,10 +69,14 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def predicted(run: Path, folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+def predicted_lines(run: Path, folder: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     out = folder / "out.jsonl"
     api.predict(run, RUNS["write_rows"](folder / "asked.jsonl", rows), out)
-    return [json.loads(line)["prediction"] for line in out.read_text("utf-8").splitlines()]
+    return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+
+
+def predicted(run: Path, folder: Path, rows: list[dict[str, Any]]) -> list[str]:
+    return [line["prediction"] for line in predicted_lines(run, folder, rows)]
 
 
 def test_the_answers_of_predict_are_compared(run: Path, file: Path, tmp_path: Path) -> None:
@@ -225,3 +229,37 @@ def test_rows_read_again_are_those_prepared(given: str, tiny_model: Path, tmp_pa
         again = [one.input_ids for one in encoded if not isinstance(one, str)]
         assert again == shards
         assert count > 3
+
+
+def test_a_prompt_that_fills_the_model_is_said(run: Path, tmp_path: Path) -> None:
+    """Its first answer is within the cutoff, the prompt of its last is longer than the model."""
+    long = turns("say good 1", "good 1", "and so on " * 10_000, "so")
+    assert "no position for an answer" in predicted_lines(run, tmp_path, [long])[0]["error"]
+    file = RUNS["write_rows"](tmp_path / "rows.jsonl", [*ROWS, long])
+    found = api.evaluate(run, file, generate=True)
+    assert (found["rows"], found["metrics"]["eval_answers"]) == (len(ROWS) + 1, len(ROWS))
+    assert list(found["unanswered"].values()) == [1]
+    RUNS["write_rows"](file, [long])
+    with pytest.raises(DataError, match="No row can be answered: the prompt leaves"):
+        api.evaluate(run, file, generate=True)
+
+
+def test_a_prompt_near_the_last_position_shortens_its_own_answer_only() -> None:
+    """The positions of GPT-2 are learnt: there is none beyond the last."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+
+    from distft import texts
+
+    set_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w0")
+    short, long = plugin.Encoded([3, 4, 5], []), plugin.Encoded([7] * 30, [])
+    assert texts.positions_left(model, long.input_ids) == 2
+    alone = texts.generate(model, tokenizer, [short], 20, eos_token_id=None)[0]
+    said = texts.generate(model, tokenizer, [long, short], 20, eos_token_id=None)
+    assert (len(said[0].split()), said[1]) == (2, alone)
+    assert len(alone.split()) == 20
