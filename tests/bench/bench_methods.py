@@ -3,20 +3,29 @@
     make bench PYTEST_ARGS="-k methods"
     METHODS=full,lora TASKS=seq_cls make bench PYTEST_ARGS="-k methods"
 
-Each cell is one run of distft's loop in a process of its own with one thread: a packaged model on
-packaged data, the same steps for every method of a task, rates fixed before by one rule (FASTER).
-Cells that build/bench/methods.json holds already are not run again: stop and start it at will. The
-margins below were set in advance and are asserted; times are not.
+Each cell is one run of distft's loop in a process of its own with one thread, as many processes at
+a time as there are CPUs (AT_ONCE=1 for fewer): a packaged model on packaged data, the same steps
+for every method of a task, rates fixed before by one rule (FASTER). Seconds are processor time of
+the training steps, which other load hardly changes; memory is the peak above what the process held
+before it loaded the model. Cells that build/bench/methods.json holds already are not run again:
+stop and start it at will. The margins below were set in advance and are asserted; times are not.
+
+    .venv/bin/python tests/bench/bench_methods.py
+
+prints the cells there are as the README's table.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +35,28 @@ from distft import compat, plugin
 
 ROOT = Path(__file__).parents[2]
 TARGET = ROOT / "build" / "bench" / "methods.json"
+AT_ONCE = int(os.environ.get("AT_ONCE", os.cpu_count() or 1))
 
-MINILM = {"model": "asset:minilm-l6", "steps": 60, "batch": 16, "cutoff_len": 64}
-SMOLLM2 = {"model": "asset:smollm2-135m-instruct", "steps": 30, "batch": 4, "cutoff_len": 96}
+MINILM = {
+    "model": "asset:minilm-l6",
+    "steps": 60,
+    "batch": 16,
+    "cutoff_len": 64,
+    "max_samples": 4000,
+    "test": 0.1,
+}
+SMOLLM2 = {
+    "model": "asset:smollm2-135m-instruct",
+    "steps": 20,
+    "batch": 4,
+    "cutoff_len": 64,
+    "max_samples": 1000,
+    "test": 0.05,
+}
 PLACES: dict[str, dict[str, Any]] = {
     "seq_cls": {**MINILM, "data": "asset:vader-amazon"},
     "regression": {**MINILM, "data": "asset:vader-tweets"},
-    "token_cls": {**MINILM, "data": "asset:wnut-ner", "steps": 150},
+    "token_cls": {**MINILM, "data": "asset:wnut-ner", "steps": 150, "cutoff_len": 48},
     "masked_lm": {**MINILM, "data": "asset:vader-movie-text"},
     "causal_lm": {**SMOLLM2, "data": "asset:vader-movie-text"},
     "sft": {**SMOLLM2, "data": "asset:chatterbot-english"},
@@ -78,9 +102,9 @@ def config_of(task: str, method: str, output_dir: str) -> dict[str, Any]:
         "data": {
             "train": place["data"],
             "eval": 0.02,
-            "test": 0.1,
+            "test": place["test"],
             "cutoff_len": place["cutoff_len"],
-            "max_samples": 4000,
+            "max_samples": place["max_samples"],
         },
         "method": method,
         "train": {
@@ -96,7 +120,9 @@ def config_of(task: str, method: str, output_dir: str) -> dict[str, Any]:
 
 def run_cell(task: str, method: str, data_root: str) -> dict[str, Any]:
     """Train one cell in this process."""
+    import peft  # noqa: F401 - loaded before memory is measured
     import torch
+    import transformers  # noqa: F401 - loaded before memory is measured
 
     from distft.capacity import local_capacity
     from distft.config_file import parse
@@ -106,6 +132,7 @@ def run_cell(task: str, method: str, data_root: str) -> dict[str, Any]:
     from distft.plan import make_plan
     from distft.train.job import Order, make_engine, make_job
     from distft.train.loop import train
+    from distft.train.memory import memory_bytes
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -121,55 +148,99 @@ def run_cell(task: str, method: str, data_root: str) -> dict[str, Any]:
         )
         job = make_job(order, 0, read_steps)
         (Path(folder) / "run").mkdir()
-        result = list(train(job, make_engine(job)))[-1]
+        before_bytes = memory_bytes()
+        processor_s = []
+        for line in train(job, make_engine(job)):
+            if "loss" in line or line.get("step") == 0:
+                processor_s.append(time.process_time())
     return {
-        "base": result["test"]["base"],
-        "tuned": result["test"]["tuned"],
-        "trainable_percent": 100 * plan.trainable_params / plan.params,
-        "train_s": result["train_s"],
-        "peak_memory_bytes": result["peak_memory_bytes"],
+        "base": line["test"]["base"],
+        "tuned": line["test"]["tuned"],
+        "trainable_percent": 100 * line["trainable_params"] / plan.params,
+        "train_processor_s": processor_s[-1] - processor_s[0],
+        "peak_memory_bytes": line["peak_memory_bytes"] - before_bytes,
         "learning_rate": plan.learning_rate,
     }
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Task -> folder of its prepared data, made when it is first asked for."""
+def prepared(tasks: list[str]) -> dict[str, Path]:
+    """Return task -> the folder of its prepared data."""
     from distft.config_file import parse
     from distft.data.prepare import prepare
     from distft.launch.session import connected
 
-    folder, found = tmp_path_factory.mktemp("prepared"), {}
-
-    def get(task: str) -> Path:
-        if task not in found:
-            config = parse(config_of(task, "full", str(folder)))
-            with connected(config.cluster):
-                found[task] = prepare(config)[0]
-        return found[task]
-
-    return get
+    found = {}
+    for task in tasks:
+        config = parse(config_of(task, "full", str(TARGET.parent)))
+        with connected(config.cluster):
+            found[task] = prepare(config)[0]
+    return found
 
 
-def test_methods_on_tasks(prepared: Any) -> None:
+def run_alone(task: str, method: str, data_root: Path) -> dict[str, Any]:
+    """Train one cell in a process of its own, with one thread."""
+    ran = subprocess.run(
+        [sys.executable, __file__, task, method, str(data_root)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, f"{task}/{method}: {ran.stderr[-2000:]}"
+    cell: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return cell
+
+
+@pytest.mark.timeout(6000)
+def test_methods_on_tasks() -> None:
     done = json.loads(TARGET.read_text()) if TARGET.is_file() else {}
     TARGET.parent.mkdir(parents=True, exist_ok=True)
-    for task, method in cells():
-        key = f"{task}/{method}"
-        if key not in done:
-            command = [sys.executable, __file__, task, method, str(prepared(task))]
-            ran = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            assert ran.returncode == 0, f"{key}: {ran.stderr[-2000:]}"
-            done[key] = json.loads(ran.stdout.splitlines()[-1])
+    asked = list(cells())
+    missing = [(task, method) for task, method in asked if f"{task}/{method}" not in done]
+    roots = prepared(list(dict.fromkeys(task for task, _ in missing)))
+    print(f"\n{machine()}; {AT_ONCE} processes of 1 thread; {len(missing)} cells to run")
+    started = time.monotonic()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        results = pool.map(lambda one: run_alone(*one, roots[one[0]]), missing)
+        for number, (one, cell) in enumerate(zip(missing, results, strict=True), 1):
+            done["/".join(one)] = cell
             TARGET.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n")
-        print(f"{key}: {row(task, done[key])}")
+            left_s = (time.monotonic() - started) / number * (len(missing) - number)
+            print(f"{'/'.join(one)}: {row(one[0], cell)}; {left_s / 60:.0f} min left", flush=True)
+    print(table(done))
     check(done)
+
+
+def machine() -> str:
+    """Return where and with what this runs."""
+    from importlib.metadata import version
+
+    names = ("torch", "transformers", "peft")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPUs, {platform.machine()}, {versions}"
+
+
+def table(done: dict[str, Any]) -> str:
+    """Return method x task as Markdown: the metric, then trained share, seconds and memory."""
+    tasks = [task for task in PLACES if any(key.startswith(f"{task}/") for key in done)]
+    heads = [f"{task}, {SHOWN[task].replace('_', ' ')}" for task in tasks]
+    full = {task: done.get(f"{task}/full") for task in tasks}
+    base = [one and f"{one['base'][f'eval_{SHOWN[t]}']:.3f}" for t, one in full.items()]
+    lines = [["method", *heads], ["---"] * (len(tasks) + 1), ["none", *(one or "" for one in base)]]
+    for method in plugin.methods():
+        found = {task: done.get(f"{task}/{method}") for task in tasks}
+        if any(found.values()):
+            lines.append([method, *(_cell(task, cell) for task, cell in found.items())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(task: str, cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "refused"
+    return (
+        f"**{cell['tuned'][f'eval_{SHOWN[task]}']:.3f}**<br>{cell['trainable_percent']:.2g} %"
+        f"<br>{cell['train_processor_s']:.0f} s<br>{cell['peak_memory_bytes'] / 2**20:.0f} MiB"
+    )
 
 
 def row(task: str, cell: dict[str, Any]) -> str:
@@ -177,7 +248,7 @@ def row(task: str, cell: dict[str, Any]) -> str:
     name = f"eval_{SHOWN[task]}"
     return (
         f"{SHOWN[task]} {cell['base'][name]:.3f} -> {cell['tuned'][name]:.3f}, "
-        f"{cell['trainable_percent']:.3g} % trained, {cell['train_s']:.0f} s, "
+        f"{cell['trainable_percent']:.3g} % trained, {cell['train_processor_s']:.0f} s, "
         f"{cell['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
 
@@ -201,4 +272,7 @@ def check(done: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(run_cell(*sys.argv[1:4])))
+    if len(sys.argv) == 1:
+        print(table(json.loads(TARGET.read_text())))
+    else:
+        print(json.dumps(run_cell(*sys.argv[1:4])))
