@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 
 METHODS, TASKS = plugin.methods(), plugin.tasks()
+LABELS = ["bad", "good", "plain"]
 VOCABULARY, HIDDEN = 19, 24
 SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0}
 ENCODERS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -196,3 +198,35 @@ def test_a_pooler_that_the_files_lack_is_counted(tiny_bert: Path, tmp_path: Path
         counted = count(lora.attach(empty, lora.config(), task))
     loaded = hf.load_model(model_of(tmp_path), task, labels, seed=1)
     assert counted == count(lora.attach(loaded, lora.config(), task))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_new_weights_inside_the_body_are_trained_too(
+    name: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A body that was pre-trained without its pooler: random weights must not stay, nor be lost."""
+    from transformers import AutoConfig, BertForMaskedLM
+
+    BertForMaskedLM(AutoConfig.from_pretrained(tiny_bert)).save_pretrained(tmp_path)
+    task, chosen = TASKS["seq_cls"], METHODS[name]
+    model = hf.load_model(ModelConfig(id=str(tmp_path)), task, LABELS, seed=1)
+    assert heads.trained_whole(model, task) == ["classifier", "bert.pooler.dense"]
+    module = chosen.attach(model, chosen.config(), task)
+    trained = {n for n, p in module.named_parameters() if p.requires_grad and "pooler" in n}
+    assert len(trained) == 2, trained
+    if chosen.adapter:
+        assert all(".modules_to_save." in one for one in trained), "whole, so that it is saved"
+
+
+def test_names_on_a_real_model(asset: Callable[[str], Path]) -> None:
+    task = TASKS["seq_cls"]
+    model = hf.load_model(ModelConfig(id=str(asset("minilm-l6"))), task, LABELS, seed=1)
+    assert heads.trained_whole(model, task) == ["classifier"]
+    blocks = hf.blocks(model)
+    assert len(blocks) == 6
+    assert blocks[-1] is model.get_submodule("bert.encoder.layer.5")
+    lora = METHODS["lora"]
+    adapted = lora.attach(model, lora.config(), task)
+    # r 8; 6 blocks of 4 square and 2 widening layers, the pooler, and the head of 3 classes.
+    by_hand = 8 * (6 * (4 * 2 * 384 + 2 * (384 + 1536)) + 2 * 384) + 3 * 384 + 3
+    assert sum(p.numel() for p in adapted.parameters() if p.requires_grad) == by_hand

@@ -8,7 +8,7 @@ def trained(sizes, task):
     # One singular value besides a row and a column for each rank.
     layers = 2 * sizes["block_linears"] + sizes["after_linears"]
     update = SETTINGS["init_r"] * (2 * sizes["block_lora"] + sizes["after_lora"] + layers)
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

@@ -12,4 +12,4 @@ def trained(sizes, task):
 
 
 def declared(names, task):
-    return {n for n in names if n.endswith(".bias")} | {"classifier.weight"}
+    return {n for n in names if n.endswith(".bias") or n.startswith(("classifier.", "cls."))}

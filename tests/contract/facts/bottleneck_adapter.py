@@ -1,4 +1,4 @@
-"""Bottleneck adapters, worked out by hand: two to a block, with a norm."""
+"""Bottleneck adapters, worked out by hand: one to a sublayer, with a norm."""
 
 SETTINGS = {
     "style": "houlsby",
@@ -13,7 +13,7 @@ def trained(sizes, task):
     width = sizes["hidden"]
     narrow = width // 4
     adapter = (width * narrow + narrow) + (narrow * width + width) + 2 * width
-    return 2 * 2 * adapter + (sizes["head"] if task.new_head else 0)
+    return sizes["sublayers"] * adapter + sizes["whole"]
 
 
 def declared(names, task):

@@ -5,9 +5,11 @@ LEARNING_RATE = 1e-2
 
 
 def trained(sizes, task):
-    return sizes["block"] + (sizes["head"] if task.new_head else 0)
+    return sizes["last_block"] + sizes["new"]
 
 
 def declared(names, task):
-    tops = ("classifier.", "score.") if task.new_head else ()
-    return {n for n in names if ".layer.1." in n or ".layers.1." in n or n.startswith(tops)}
+    tops = {"seq2seq": ("decoder.block.1.",), "masked_lm": ("cls.",)}.get(task.name, ())
+    tops += ("bert.encoder.layer.1.", "model.layers.1.")
+    tops += ("classifier.", "score.") if task.new_head else ()
+    return {n for n in names if n.startswith(tops)}

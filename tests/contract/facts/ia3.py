@@ -6,7 +6,7 @@ LEARNING_RATE = 1e-1
 
 def trained(sizes, task):
     update = 2 * sizes["block_ia3"]
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

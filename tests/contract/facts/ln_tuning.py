@@ -6,7 +6,7 @@ LEARNING_RATE = 3e-2
 
 def trained(sizes, task):
     update = sizes["norms"]
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

@@ -6,7 +6,7 @@ LEARNING_RATE = 2e-2
 
 def trained(sizes, task):
     update = SETTINGS["r"] * (2 * sizes["block_lora"] + sizes["after_lora"])
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

@@ -8,7 +8,7 @@ KEEPS_OUTPUT = False
 def trained(sizes, task):
     hidden = sizes["hidden"]
     network = (hidden * 48 + 48) + (48 * 48 + 48) + (48 * hidden + hidden)
-    return 8 * hidden + network + (sizes["head"] if task.new_head else 0)
+    return 8 * hidden + network + sizes["whole"]
 
 
 def declared(names, task):

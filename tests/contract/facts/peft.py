@@ -8,7 +8,7 @@ def trained(sizes, task):
     # A product of two low-rank updates, each of rank r.
     rank = 2 * SETTINGS["options"]["r"]
     update = rank * (2 * sizes["block_lora"] + sizes["after_lora"])
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

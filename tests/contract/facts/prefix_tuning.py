@@ -6,7 +6,7 @@ KEEPS_OUTPUT = False
 
 
 def trained(sizes, task):
-    return 6 * 2 * 2 * sizes["values"] + (sizes["head"] if task.new_head else 0)
+    return 6 * 2 * 2 * sizes["values"] + sizes["whole"]
 
 
 def declared(names, task):

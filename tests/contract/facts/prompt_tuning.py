@@ -6,7 +6,7 @@ KEEPS_OUTPUT = False
 
 
 def trained(sizes, task):
-    return 7 * sizes["hidden"] + (sizes["head"] if task.new_head else 0)
+    return 7 * sizes["hidden"] + sizes["whole"]
 
 
 def declared(names, task):

@@ -7,7 +7,7 @@ KEEPS_OUTPUT = False
 
 def trained(sizes, task):
     update = SETTINGS["r"] * (2 * sizes["block_lora"] + sizes["after_lora"])
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):

@@ -7,7 +7,7 @@ LEARNING_RATE = 5e-2
 def trained(sizes, task):
     ranks = SETTINGS["r"] * (2 * sizes["block_linears"] + sizes["after_linears"])
     update = ranks + 2 * sizes["block_outputs"] + sizes["after_outputs"]
-    return update + (sizes["head"] if task.new_head else 0)
+    return update + sizes["whole"]
 
 
 def declared(names, task):
