@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,12 @@ def attach(model: PreTrainedModel, wanted: Any, task: Task) -> nn.Module:
         # A count needs no values: decomposing every weight of a large model takes an hour.
         wanted.init_lora_weights = True
     try:
-        adapted: nn.Module = peft.get_peft_model(model, wanted)
+        with warnings.catch_warnings():
+            # PEFT warns of layers whose width it cannot tell, as norms, and of OFT's own blocks
+            # where it takes the nearest size, as our docs say.
+            for message in ("Unsupported layer type", "Invalid `oft_block_size`"):
+                warnings.filterwarnings("ignore", message)
+            adapted: nn.Module = peft.get_peft_model(model, wanted)
     except (ValueError, TypeError) as error:
         text = str(error).splitlines()[0]
         key = "method.target_modules" if "target module" in text.lower() else "method"

@@ -338,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         document = {"error": type(error).__name__, "message": message, "exit_code": FAILED}
         return _explain(error, {**document, "hint": "--debug shows the traceback."}, debug, as_json)
     if status == INTERRUPTED:
-        sys.stderr.write("Interrupted. The same command continues a training run.\n")
+        sys.stderr.write("Interrupted. The same command continues a run or a study.\n")
     return status
 
 

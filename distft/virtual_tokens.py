@@ -7,6 +7,8 @@ rows, and has a decoder classify by the last position, be it padding. Hooks mend
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +40,29 @@ def align(module: nn.Module) -> nn.Module:
     if config.task_type != "SEQ_CLS":
         module.register_forward_hook(_cut, with_kwargs=True)
     return module
+
+
+@contextmanager
+def without(module: nn.Module) -> Iterator[None]:
+    """Have a model answer as if there were no virtual tokens, for as long as it lasts.
+
+    Args:
+        module: One with virtual tokens; any other is left alone.
+
+    Yields:
+        Nothing.
+    """
+    config: Any = getattr(module, "active_peft_config", None)
+    if config is None or not config.is_prompt_learning:
+        yield
+        return
+    # PEFT 0.21.2's own disable_adapter fails for a model that generates no text.
+    base: Any = module.base_model
+    module.forward = base.__call__
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 def _cut(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from distft.errors import TrainError
+from distft.errors import ConfigError
 from distft.plugin import greater_is_better
+from distft.records import Metrics
 from distft.train.checkpoint import Position
 from distft.train.job import Job
 
@@ -19,22 +20,32 @@ def _metric(job: Job) -> tuple[str, bool]:
     return name, greater_is_better(name)
 
 
+def check_measured(job: Job, metrics: Metrics) -> None:
+    """Check that the metric that decides is there, before a step is spent.
+
+    Args:
+        job: Of the run.
+        metrics: Of the base model.
+
+    Raises:
+        ConfigError: The metric the user named is not measured.
+    """
+    name, _ = _metric(job)
+    if not isinstance(metrics.get(name), float | int):
+        known = sorted(key for key, value in metrics.items() if isinstance(value, float))
+        raise ConfigError(
+            f"train.metric_for_best_model: {name} is not measured.", f"Allowed: {', '.join(known)}."
+        )
+
+
 def compare(job: Job, position: Position) -> None:
     """Update the best evaluation of a position with its latest one.
 
     Args:
         job: Of the run; says which metric decides.
         position: Changed in place.
-
-    Raises:
-        TrainError: The metric the user named is not measured.
     """
     name, greater = _metric(job)
-    if not isinstance(position.latest.get(name), float | int):
-        known = sorted(k for k, v in position.latest.items() if isinstance(v, float))
-        raise TrainError(
-            f"train.metric_for_best_model: {name} is not measured.", f"Allowed: {', '.join(known)}."
-        )
     value, best = position.latest[name], position.best.get(name)
     if best is None or (value > best if greater else value < best):
         position.best = {"step": position.step, **position.latest}

@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
+from distft import virtual_tokens
 from distft.data.order import StepPlan
 from distft.data.shards import Sample
 from distft.errors import TrainError
 from distft.records import Metrics
 from distft.train import checkpoint
-from distft.train.best import compare, stopped
+from distft.train.best import check_measured, compare, stopped
 from distft.train.checkpoint import Position
 from distft.train.engine import Engine
 from distft.train.finish import check_changed, evaluate_split, finish
@@ -108,9 +109,12 @@ def _restore(job: Job, engine: Engine) -> tuple[Position, list[str]]:
 
 
 def _evaluate_base(job: Job, engine: Engine, position: Position) -> None:
-    position.baseline = position.latest = evaluate_split(job, engine, "eval")
-    if job.rungs is None:
-        position.base_test = evaluate_split(job, engine, "test")
+    # Virtual tokens that are not trained yet say something else than the model by itself.
+    with virtual_tokens.without(engine.module):
+        position.baseline = position.latest = evaluate_split(job, engine, "eval")
+        if job.rungs is None:
+            position.base_test = evaluate_split(job, engine, "test")
+    check_measured(job, position.baseline)
 
 
 def _step(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from distft import hf, plugin
+from distft import hf, plugin, virtual_tokens
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError
 
@@ -105,6 +105,28 @@ def test_logits_fit_the_input_and_padding_changes_nothing(
     vectors = dict(module.named_parameters())["prompt_encoder.default.embedding.weight"]
     assert vectors.grad is not None
     assert vectors.grad.norm() > 1e-4, "the answer depends on the vectors"
+
+
+@pytest.mark.parametrize("method", PROMPTS)
+@pytest.mark.parametrize(("architecture", "task"), PLACES)
+def test_without_its_vectors_a_model_is_the_untouched_one(
+    architecture: str, task: str, method: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(FOLDERS[architecture])
+    names = LABELS if TASKS[task].classes else []
+    model = ModelConfig(id=str(folder), dropout=0.0)
+    plain = hf.load_model(model, TASKS[task], names, seed=1).eval()
+    module = attached(folder, task, method)
+    batch = batch_of(module, task)
+    with torch.inference_mode():
+        wanted, before = plain(**batch).logits, module(**batch).logits
+        with virtual_tokens.without(module):
+            said = module(**batch).logits
+        after = module(**batch).logits
+    seen = batch["attention_mask"].bool() if TASKS[task].labels == "tokens" else slice(None)
+    torch.testing.assert_close(said[seen], wanted[seen], atol=1e-6, rtol=0)
+    assert not torch.allclose(before[seen], wanted[seen], atol=1e-6)
+    assert torch.equal(before, after)
 
 
 @pytest.mark.slow

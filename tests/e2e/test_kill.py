@@ -180,7 +180,7 @@ def test_ctrl_c_then_a_damaged_checkpoint_is_passed_over(
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    assert stderr.endswith("Interrupted. The same command continues a training run.\n")
+    assert stderr.endswith("Interrupted. The same command continues a run or a study.\n")
     assert "Traceback" not in stderr
     assert json.loads((run_dir / "run.json").read_text())["status"] == "interrupted"
     assert gone(started, 30) == []

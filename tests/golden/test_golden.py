@@ -313,6 +313,13 @@ def test_early_stopping_returns_to_the_best_weights(one, make_case) -> None:
     assert result["test"]["tuned"]["eval_loss"] < result["test"]["base"]["eval_loss"]
 
 
+def test_a_metric_that_is_not_measured_is_refused_before_the_first_step(one, make_case) -> None:
+    case = make_case(metric_for_best_model="brilliance")
+    with pytest.raises(AssertionError, match="eval_brilliance is not measured"):
+        one.run(case)
+    assert not (Path(case["run_dir"]) / "metrics.jsonl").exists()
+
+
 def test_patience_does_not_outlive_a_better_evaluation(one, make_case) -> None:
     lines = one.run(make_case(learning_rate=5e-3, eval_steps=3, early_stopping_patience=1))
     steps = [line["step"] for line in lines if "eval_loss" in line]

@@ -238,7 +238,7 @@ sys.exit(cli.main(["report", "x"]))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.strip() == "Interrupted. The same command continues a training run."
+    assert said.strip() == "Interrupted. The same command continues a run or a study."
 
 
 @pytest.mark.parametrize("task", sorted(plugin.tasks()))
