@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from distft.errors import ConfigError
 from distft.plugin import Method, Pace, Task, VariantConfig
 from distft.space import Range
 
@@ -60,7 +61,22 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
     adapted = adapter.attach(model, peft.LoraConfig(**keys), task)
     patterns = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     adapter.check_patterns(adapted, patterns)
+    if config.init_lora_weights == "olora":
+        _check_orientation(adapted)
     return adapted
+
+
+def _check_orientation(adapted: nn.Module) -> None:
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+
+    for name, layer in adapted.named_modules():
+        # PEFT 0.21.2 decomposes its weight, which is stored the other way round, as it lies.
+        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), Conv1D):
+            raise ConfigError(
+                f"method.init_lora_weights: olora cannot begin beside {name}, a Conv1D.",
+                "Take pissa, which can, or true.",
+            )
 
 
 def _paces(module: nn.Module, config: VariantConfig) -> Mapping[str, Pace]:

@@ -41,9 +41,18 @@ class OftConfig(VariantConfig):
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
     import peft
+    from transformers.pytorch_utils import Conv1D
 
     from distft import adapter
 
+    assert isinstance(config, OftConfig)
+    layers = (model.get_submodule(name) for name in adapter.linear_layers(model, task))
+    if config.target_modules == "all-linear" and any(isinstance(one, Conv1D) for one in layers):
+        raise ConfigError(
+            f"Method oft turns the input of Linear layers only; those of {model.config.model_type} "
+            "models are Conv1D.",
+            "Take method lora, which goes beside both.",
+        )
     wanted = peft.OFTConfig(r=0, **config.model_dump(exclude={"name"}))
     adapted = adapter.attach(model, wanted, task)
     for name, parameter in adapted.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +85,21 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
 
     assert isinstance(config, PeftConfig)
     wanted = _settings(config)
+    place: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     empty = any(parameter.is_meta for parameter in model.parameters())
-    if not (empty and config.peft_type.upper() in _NEEDS_VALUES):
-        return adapter.attach(model, wanted, task)
-    model.to_empty(device="cpu")
-    with torch.device("cpu"), torch.no_grad():
-        for parameter in model.parameters():
-            # Of full rank and finite; which values they are does not change a count.
-            parameter.normal_()
-        return adapter.attach(model, wanted, task)
+    if empty and config.peft_type.upper() in _NEEDS_VALUES:
+        model.to_empty(device="cpu")
+        place = torch.device("cpu")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                # Of full rank and finite; which values they are does not change a count.
+                parameter.normal_()
+    try:
+        with place:
+            return adapter.attach(model, wanted, task)
+    except NotImplementedError as error:
+        # Some types say so of a layer that others refuse with a TypeError.
+        raise ConfigError(f"method.peft_type: {error}") from error
 
 
 def _refuses(config: VariantConfig) -> Mapping[str, str]:
