@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +60,39 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=64,
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def runs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the finished runs of `runs` lie, with what they were made of."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def llama_base(chat_llama: Path, runs_folder: Path) -> Path:
+    """A copy that a test may change and put back."""
+    shutil.copytree(chat_llama, runs_folder / "base")
+    return runs_folder / "base"
+
+
+@pytest.fixture(scope="session")
+def runs(
+    runs_folder: Path, llama_base: Path, asset: Callable[[str], Path]
+) -> Callable[[str], Path]:
+    """Kind -> a finished run, made once."""
+    train = runpy.run_path(str(Path(__file__).with_name("export_runs.py")))["finished_run"]
+    lora = {"name": "lora", "r": 4}
+    made: dict[str, Path] = {}
+    makers: dict[str, Callable[[], tuple[Any, ...]]] = {
+        "bert-lora": lambda: (str(asset("minilm-l6")), "seq_cls", lora, 2e-3),
+        "bert-full": lambda: (str(asset("minilm-l6")), "seq_cls", {"name": "full"}, 2e-4),
+        "llama-lora": lambda: (str(llama_base), "sft", lora, 2e-2),
+    }
+
+    def run(kind: str) -> Path:
+        if kind not in made:
+            *what, rate = makers[kind]()
+            made[kind] = train(runs_folder, kind, *what, learning_rate=rate)
+        return made[kind]
+
+    return run
