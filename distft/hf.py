@@ -294,7 +294,7 @@ def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
         adapter.plain_lora(folder, initial)
     if (folder / "adapter_config.json").is_file():
         # The base's configuration with the labels: whoever loads the adapter needs the head's size.
-        module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]  # of transformers
     load_tokenizer(model).save_pretrained(folder)
 
 

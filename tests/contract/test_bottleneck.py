@@ -145,5 +145,5 @@ def test_an_unknown_architecture_is_refused() -> None:
     with torch.device("meta"):
         model = MambaForCausalLM(MambaConfig(num_hidden_layers=1))
     with pytest.raises(ConfigError, match="does not know where the sublayers of mamba") as caught:
-        METHOD.attach(model, METHOD.config(), TASKS["sft"])  # type: ignore[call-arg]  # its defaults
+        METHOD.attach(model, METHOD.config(), TASKS["sft"])
     assert "lora" in caught.value.hint

@@ -171,7 +171,7 @@ def test_a_body_that_lacks_weights_is_refused_when_planned_and_loaded(
 def test_freeze_trains_a_new_head_alone_though_its_output_is_tied(encoder) -> None:
     _, body, whole = encoder
     task, freeze = TASKS["masked_lm"], METHODS["freeze"]
-    only_head = freeze.config(trainable_layers=0)  # type: ignore[call-arg]
+    only_head = freeze.config(trainable_layers=0)
     module = freeze.attach(hf.build_meta(model_of(body), task, []), only_head, task)
     assert count(module) == TRANSFORM + VOCABULARY
     with pytest.raises(ConfigError, match="shares it with its input embeddings"):
@@ -184,7 +184,7 @@ def test_the_head_of_a_model_without_a_body_is_its_output_layer(tiny_t5: Path) -
     assert heads.head_modules(model) == ["lm_head"]
     assert not heads.is_uncertain(model, task)
     with pytest.raises(ConfigError, match="shares it with its input embeddings"):
-        freeze.attach(model, freeze.config(trainable_layers=0), task)  # type: ignore[call-arg]
+        freeze.attach(model, freeze.config(trainable_layers=0), task)
 
 
 def test_a_pooler_that_the_files_lack_is_counted(tiny_bert: Path, tmp_path: Path) -> None:

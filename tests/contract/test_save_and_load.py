@@ -125,7 +125,7 @@ def trained(place: str, method: str, variant: str, model: Path, folder: Path) ->
     with torch.inference_mode():
         said = module.eval()(**INPUTS).logits
         if chosen.merges:
-            merged = module.merge_and_unload().eval()(**INPUTS).logits  # type: ignore[operator]
+            merged = module.merge_and_unload().eval()(**INPUTS).logits
     return Case(said, folder, merged, at_start)
 
 
@@ -202,7 +202,7 @@ def test_a_count_decomposes_nothing(
     task, lora = plugin.tasks()["sft"], METHODS["lora"]
     model = hf.build_meta(parse_model(chat_llama), task, [])
     with torch.device("meta"):
-        module = lora.attach(model, lora.config(init_lora_weights=variant), task)  # type: ignore[call-arg]
+        module = lora.attach(model, lora.config(init_lora_weights=variant), task)
     assert any(p.requires_grad for p in module.parameters())
 
 

@@ -43,7 +43,10 @@ HIDDEN, INNER, POSITIONS, LAYERS, CLASSES = 24, 40, 64, 2, 2
 
 def trained_by_hand(method: str, params: dict[str, Any], words: int) -> int:
     """Parameters of the tiny BERT that a sample trains, counted from its shapes."""
-    linear = lambda inputs, outputs: inputs * outputs + outputs  # noqa: E731
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
     norm = 2 * HIDDEN
     block = 4 * linear(HIDDEN, HIDDEN) + linear(HIDDEN, INNER) + linear(INNER, HIDDEN) + 2 * norm
     head = linear(HIDDEN, CLASSES)

@@ -26,7 +26,7 @@ def read(name: str) -> str:
 
 
 def commands() -> set[str]:
-    return set(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]  # a group
+    return set(typer.main.get_command(cli.app).commands)
 
 
 def make_targets() -> set[str]:
