@@ -17,6 +17,36 @@ from torch import nn
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+class SmallEmbedding(nn.Embedding):
+    """An embedding that begins small, about 0: normal, with this standard deviation."""
+
+    spread = 0.02
+
+    def reset_parameters(self) -> None:
+        """Draw the weights; called on construction, where ZeRO-3 can still follow."""
+        nn.init.normal_(self.weight, std=self.spread)
+
+
+def begin_small(module: nn.Module) -> nn.Module:
+    """Have a prefix begin with keys and values about 0.
+
+    PEFT 0.21.2 draws them with a standard deviation of 1, which drowns what a decoder has learnt;
+    its other choice, zeros, keeps all positions of the prefix alike for ever.
+
+    Args:
+        module: A PEFT model with a prefix without projection, just attached.
+
+    Returns:
+        The module itself, its vectors replaced.
+    """
+    encoder: Any = module.get_submodule("prompt_encoder.default")
+    old = encoder.embedding
+    encoder.embedding = SmallEmbedding(
+        old.num_embeddings, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
+    )
+    return module
+
+
 def align(module: nn.Module) -> nn.Module:
     """Make a model with virtual tokens answer as one without: a logit row per input token.
 

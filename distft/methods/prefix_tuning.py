@@ -27,7 +27,7 @@ class PrefixTuningConfig(VariantConfig):
     """Length of the prefix."""
     prefix_projection: bool = False
     """Write keys and values by a small trained network, as Li and Liang do; false: train them
-    directly, which is P-Tuning v2 (Liu et al. 2022, arXiv 2110.07602)."""
+    directly, from about 0, which is P-Tuning v2 (Liu et al. 2022, arXiv 2110.07602)."""
     encoder_hidden_size: Annotated[int, Field(ge=1)] | None = None
     """Width of that network; unset: the model's own."""
 
@@ -63,7 +63,10 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
         encoder_hidden_size=config.encoder_hidden_size,  # None: PEFT's own
         modules_to_save=heads.trained_whole(model, task) or None,
     )
-    return virtual_tokens.align(peft.get_peft_model(model, wanted))
+    adapted = peft.get_peft_model(model, wanted)
+    if not config.prefix_projection:
+        virtual_tokens.begin_small(adapted)
+    return virtual_tokens.align(adapted)
 
 
 def _virtual_tokens(config: VariantConfig) -> int:

@@ -58,8 +58,8 @@ PLACES: dict[str, dict[str, Any]] = {
     "seq_cls": {**MINILM, "data": "asset:vader-amazon"},
     "regression": {**MINILM, "data": "asset:vader-tweets"},
     "token_cls": {**MINILM, "data": "asset:wnut-ner", **LONGER},
-    "masked_lm": {**MINILM, "data": "asset:vader-movie-text"},
-    "causal_lm": {**SMOLLM2, "data": "asset:vader-movie-text"},
+    "masked_lm": {**MINILM, "data": "asset:vader-movie-text", "test": 0.03},
+    "causal_lm": {**SMOLLM2, "data": "asset:vader-movie-text", "test": 0.005},
     "sft": {**SMOLLM2, "data": "asset:chatterbot-english"},
 }
 """Task -> where it is tried. There is no packaged pre-trained model for seq2seq."""
@@ -103,7 +103,7 @@ def config_of(task: str, method: str, output_dir: str) -> dict[str, Any]:
         "task": task,
         "data": {
             "train": place["data"],
-            "eval": 0.02,
+            "eval": place["test"] / 5,
             "test": place["test"],
             "cutoff_len": place["cutoff_len"],
             "max_samples": place["max_samples"],

@@ -24,6 +24,7 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "p_tuning": {"encoder_reparameterization_type": "LSTM", "encoder_hidden_size": 11},
     "prefix_tuning": {"prefix_projection": True, "encoder_hidden_size": 11},
 }
+DIRECT = {"prefix_projection": False, "encoder_hidden_size": None}
 FOLDERS = {"bert": "tiny_bert", "bert_lm": "bert_lm", "llama": "chat_llama", "t5": "tiny_t5"}
 PLACES = [
     ("bert", "seq_cls"),
@@ -215,3 +216,10 @@ def test_a_prefix_is_refused_where_the_model_takes_none() -> None:
     with pytest.raises(ConfigError, match="distilbert models do not") as caught:
         chosen.attach(model, chosen.config(), TASKS["seq_cls"])  # type: ignore[call-arg]  # keys
     assert "prompt_tuning" in caught.value.hint
+
+
+def test_a_prefix_begins_small_and_no_two_of_its_positions_alike(chat_llama: Path) -> None:
+    module: Any = attached(chat_llama, "sft", "prefix_tuning", **DIRECT, num_virtual_tokens=40)
+    weight = module.prompt_encoder.default.embedding.weight
+    assert 0.015 < float(weight.detach().std()) < 0.025
+    assert len(weight.detach().unique(dim=0)) == 40
