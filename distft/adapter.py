@@ -61,11 +61,7 @@ def quantized_layers(model: PreTrainedModel, task: Task) -> list[str]:
     Returns:
         In the model's order.
     """
-    names = [
-        name
-        for name in linear_layers(model, task)
-        if isinstance(model.get_submodule(name), nn.Linear)
-    ]
+    names = linear_layers(model, task)
     return [name for name in names if not (task.new_head and ".pooler." in f".{name}")]
 
 
@@ -83,8 +79,11 @@ def quantization_arguments(
     Returns:
         The keyword argument.
     """
+    from transformers.pytorch_utils import Conv1D
+
     settings = copy.deepcopy(quantization.settings)
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    named = model.named_modules()
+    linear = {name for name, module in named if isinstance(module, nn.Linear | Conv1D)}
     settings.llm_int8_skip_modules = sorted(linear - set(layers))
     settings.bnb_4bit_compute_dtype = dtype
     return {"quantization_config": settings}
@@ -179,9 +178,9 @@ def attach(model: PreTrainedModel, wanted: Any, task: Task) -> nn.Module:
         wanted.init_lora_weights = True
     try:
         with warnings.catch_warnings():
-            # PEFT warns of layers whose width it cannot tell, as norms, and of OFT's own blocks
-            # where it takes the nearest size, as our docs say.
-            for message in ("Unsupported layer type", "Invalid `oft_block_size`"):
+            # PEFT warns of layers whose width it cannot tell, as norms, of Conv1D, which it then
+            # treats rightly, and of OFT's blocks where it takes the nearest size, as our docs say.
+            for message in ("Unsupported layer type", "fan_in_fan_out", "Invalid `oft_block_size`"):
                 warnings.filterwarnings("ignore", message)
             adapted: nn.Module = peft.get_peft_model(model, wanted)
     except (ValueError, TypeError) as error:

@@ -340,7 +340,7 @@ def test_freeze_refuses_more_blocks_than_there_are(layers: int, tiny_bert: Path)
     model = hf.build_meta(ModelConfig(id=str(tiny_bert)), task, LABELS)
     chosen = METHODS["freeze"]
     with pytest.raises(ConfigError, match=rf"got {layers}, but the model has 2 blocks; .* -2 to 2"):
-        chosen.attach(model, chosen.config(trainable_layers=layers), task)  # type: ignore[call-arg]
+        chosen.attach(model, chosen.config(trainable_layers=layers), task)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ def test_freeze_counts_blocks_from_either_end(
     task = TASKS["sft"]
     model = hf.build_meta(ModelConfig(id=str(chat_llama)), task, [])
     chosen = METHODS["freeze"]
-    module = chosen.attach(model, chosen.config(trainable_layers=layers), task)  # type: ignore[call-arg]
+    module = chosen.attach(model, chosen.config(trainable_layers=layers), task)
     names = [name for name, p in module.named_parameters() if p.requires_grad]
     assert {int(n.split(".layers.")[1].split(".")[0]) for n in names if ".layers." in n} == trained
     assert [n for n in names if ".layers." not in n] == ([] if layers else ["lm_head.weight"])
@@ -367,7 +367,7 @@ def test_head_only_on_shared_embeddings_is_refused(chat_llama: Path, tmp_path: P
     chosen, task = METHODS["freeze"], TASKS["sft"]
     model = hf.build_meta(ModelConfig(id=str(tmp_path)), task, [])
     with pytest.raises(ConfigError, match="shares it with its input embeddings") as caught:
-        chosen.attach(model, chosen.config(trainable_layers=0), task)  # type: ignore[call-arg]
+        chosen.attach(model, chosen.config(trainable_layers=0), task)
     assert "method.trainable_layers=2" in caught.value.hint
 
 
@@ -375,4 +375,4 @@ def test_unknown_target_modules_are_refused(chat_llama: Path) -> None:
     chosen, task = METHODS["lora"], TASKS["sft"]
     model = hf.load_model(ModelConfig(id=str(chat_llama)), task, [], seed=1)
     with pytest.raises(ConfigError, match=r"method\.target_modules: .*no_such_layer"):
-        chosen.attach(model, chosen.config(target_modules=["no_such_layer"]), task)  # type: ignore[call-arg]
+        chosen.attach(model, chosen.config(target_modules=["no_such_layer"]), task)

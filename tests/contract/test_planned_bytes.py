@@ -108,6 +108,20 @@ def test_a_plan_counts_the_bytes_that_are_held(wide_llama: Path, keys: dict[str,
     assert total == pytest.approx(held + others, rel=0.005)
 
 
+def test_conv1d_layers_of_gpt2_are_stored_in_fewer_bits_and_planned_so(
+    tmp_path: Path, chat_llama: Path
+) -> None:
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_llama)
+    tokenizer.save_pretrained(tmp_path)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=64, n_layer=2, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    run = config_of(tmp_path, {"name": "qlora"})
+    weights = sum(stored(layer)[0] for layer in quantized(builder(run, [])(None)))
+    assert count(run, []).quantizable == weights == 2 * 12 * 64 * 64
+
+
 def test_a_width_without_a_block_is_refused(tmp_path: Path, chat_llama: Path) -> None:
     """An odd width whose only blocks near the wanted size are of one input turns nothing."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -214,7 +214,7 @@ def test_a_prefix_is_refused_where_the_model_takes_none() -> None:
     model = DistilBertForSequenceClassification(DistilBertConfig(**sizes))
     chosen = METHODS["prefix_tuning"]
     with pytest.raises(ConfigError, match="distilbert models do not") as caught:
-        chosen.attach(model, chosen.config(), TASKS["seq_cls"])  # type: ignore[call-arg]  # keys
+        chosen.attach(model, chosen.config(), TASKS["seq_cls"])
     assert "prompt_tuning" in caught.value.hint
 
 
