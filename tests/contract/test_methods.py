@@ -52,6 +52,8 @@ PLACES = [
     ("llama", "causal_lm"),
     ("t5", "seq2seq"),
 ]
+SLOW = {("bert", "regression"), ("bert", "masked_lm"), ("llama", "seq_cls"), ("llama", "causal_lm")}
+"""Places like one of the others, which the slow tests go through."""
 
 
 def bert_sizes(task: str) -> dict[str, int]:
@@ -175,7 +177,12 @@ COMBINATIONS = [
 ]
 
 
-@pytest.fixture(params=COMBINATIONS, ids="-".join)
+@pytest.fixture(
+    params=[
+        pytest.param(one, id="-".join(one), marks=[pytest.mark.slow] if one[:2] in SLOW else [])
+        for one in COMBINATIONS
+    ]
+)
 def combination(request: pytest.FixtureRequest) -> tuple[str, str, str]:
     """An architecture, a task and a method that go together."""
     wanted: tuple[str, str, str] = request.param
