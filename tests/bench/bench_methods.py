@@ -59,7 +59,7 @@ PLACES: dict[str, dict[str, Any]] = {
     "regression": {**MINILM, "data": "asset:vader-tweets"},
     "token_cls": {**MINILM, "data": "asset:wnut-ner", **LONGER},
     "masked_lm": {**MINILM, "data": "asset:vader-movie-text", "test": 0.03},
-    "causal_lm": {**SMOLLM2, "data": "asset:vader-movie-text", "test": 0.005},
+    "causal_lm": {**SMOLLM2, "data": "asset:vader-movie-text", "test": 0.005, "steps": 60},
     "sft": {**SMOLLM2, "data": "asset:chatterbot-english"},
 }
 """Task -> where it is tried. There is no packaged pre-trained model for seq2seq."""
