@@ -176,7 +176,7 @@ class Task:
 
 
 def greater_is_better(metric: str) -> bool:
-    """Return the direction of a metric that the user names.
+    """Return the direction of a metric by its name.
 
     Args:
         metric: Such as `eval_f1_macro`.

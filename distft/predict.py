@@ -112,8 +112,6 @@ def evaluate_run(
         batch_size=run.config.train.per_device_eval_batch_size,
         collate=make_collator(run.config, run.task, run.context.labels),
     )
-    # Evaluation leaves a model as a training goes on with it.
-    run.engine.module.eval()
     document = {
         "run": str(run_dir),
         "data": where,

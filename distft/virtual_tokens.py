@@ -27,24 +27,20 @@ class SmallEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.spread)
 
 
-def begin_small(module: nn.Module) -> nn.Module:
+def begin_small(module: nn.Module) -> None:
     """Have a prefix begin with keys and values about 0.
 
     PEFT 0.21.2 draws them with a standard deviation of 1, which drowns what a decoder has learnt;
     its other choice, zeros, keeps all positions of the prefix alike for ever.
 
     Args:
-        module: A PEFT model with a prefix without projection, just attached.
-
-    Returns:
-        The module itself, its vectors replaced.
+        module: A PEFT model with a prefix without projection, just attached; changed in place.
     """
     encoder: Any = module.get_submodule("prompt_encoder.default")
     old = encoder.embedding
     encoder.embedding = SmallEmbedding(
         old.num_embeddings, old.embedding_dim, device=old.weight.device, dtype=old.weight.dtype
     )
-    return module
 
 
 def align(module: nn.Module) -> nn.Module:

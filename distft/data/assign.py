@@ -11,6 +11,7 @@ from distft.config_sections import DataConfig
 from distft.data import resolve
 from distft.data.manifest import DroppedRow
 from distft.data.split import SPLITS, Candidate, Fate, Split, assign
+from distft.data.survey import Reading, key_of
 from distft.errors import DataError
 from distft.plugin import Task
 
@@ -59,6 +60,24 @@ class Survey:
             self.reasons[len(self.candidates)] = reason
         self.candidates.append(None if key is None else Candidate(key, stratum, self.origin))
         self.classes.append(tuple(map(sys.intern, classes)))
+
+    def read(self, reading: Reading, task: Task) -> bytes | None:
+        """Take the next row as it was read.
+
+        Args:
+            reading: The row, or why it is unusable.
+            task: Knows what stands for a row, and its classes.
+
+        Returns:
+            Its key; None for an unusable row.
+        """
+        if reading.value is None:
+            self.add(reading.row, reason=reading.reason)
+            return None
+        key = key_of(task.key(reading.value))
+        classes = task.classes(reading.value) if task.classes else ()
+        self.add(reading.row, key, task.stratum(reading.value), classes)
+        return key
 
     def codes(self) -> bytes:
         """Return one byte per row: 0 for none, else 1 + the position of its split in SPLITS."""

@@ -9,7 +9,7 @@ from distft.config import RunConfig
 from distft.data import resolve
 from distft.data.assign import Dropped, Survey, decide
 from distft.data.split import SPLITS, Split
-from distft.data.survey import Reading, RowReader, key_of
+from distft.data.survey import Reading, RowReader
 from distft.errors import DataError
 
 
@@ -45,12 +45,7 @@ def split_readings(config: RunConfig, split: Split, key: str) -> Iterator[Readin
     for origin, chunk in chunks:
         survey = Survey(chunk.path, origin)
         for reading in reader.read(chunk):
-            if reading.value is None:
-                survey.add(reading.row, reason=reading.reason)
-            else:
-                classes = task.classes(reading.value) if task.classes else ()
-                stratum = task.stratum(reading.value)
-                survey.add(reading.row, key_of(task.key(reading.value)), stratum, classes)
+            survey.read(reading, task)
         surveys.append(survey)
     decide(surveys, config.data, config.train.seed, Dropped())
     wanted = 1 + SPLITS.index(split)

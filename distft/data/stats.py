@@ -12,7 +12,7 @@ from distft.data.assign import Dropped, Survey, decide, labels_of
 from distft.data.manifest import Manifest
 from distft.data.source import Chunk
 from distft.data.split import SPLITS, Split
-from distft.data.survey import Reading, RowReader, key_of
+from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import DataError
 from distft.plugin import EncodeContext, Encoded, Row, Task
@@ -132,13 +132,8 @@ def _survey(
     survey = Survey(chunk.path, split)
     for reading in reader.read(chunk):
         _refuse_if_asked(reading, config)
-        if reading.value is None:
-            survey.add(reading.row, reason=reading.reason)
-            continue
-        key = key_of(task.key(reading.value))
-        classes = task.classes(reading.value) if task.classes else ()
-        survey.add(reading.row, key, task.stratum(reading.value), classes)
-        if split == "train":
+        key = survey.read(reading, task)
+        if split == "train" and key is not None and reading.value is not None:
             sample.append((key, reading.value))
             if len(sample) > 8 * _SAMPLED_ROWS:
                 _keep_smallest(sample)

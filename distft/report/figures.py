@@ -13,8 +13,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from distft.plugin import greater_is_better
 from distft.report.document import is_evaluation
-from distft.report.show import Document, label, look_up, lower_is_better, number
+from distft.report.show import Document, label, look_up, number
 
 BLUE, ORANGE, GREEN = "#3f83c8", "#d9772b", "#2f9e6b"
 
@@ -187,6 +188,6 @@ def _summary(series: Series, metric: str) -> str:
     text = text[0].upper() + text[1:]
     if not series.markers:
         return text
-    pick = min if lower_is_better(metric) else max
+    pick = max if greater_is_better(metric) else min
     step, value = pick(zip(series.steps, series.values, strict=True), key=lambda point: point[1])
     return f"{text}, {'lowest' if pick is min else 'highest'} {number(value)} at step {step}"

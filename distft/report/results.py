@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from distft.plugin import greater_is_better
 from distft.records import Metrics
 from distft.report.show import (
     NOTHING,
@@ -17,7 +18,6 @@ from distft.report.show import (
     duration,
     label,
     look_up,
-    lower_is_better,
     number,
     percent,
     pointer,
@@ -90,7 +90,7 @@ def _change(metric: str, before: Cell, after: Cell) -> Cell:
     if not before.is_number or not after.is_number or metric.removeprefix("eval_") in counts:
         return Cell(NOTHING)
     change = after.value - before.value
-    tone = "" if not change else ("good" if (change < 0) == lower_is_better(metric) else "bad")
+    tone = "" if not change else ("good" if (change > 0) == greater_is_better(metric) else "bad")
     sign = "+" if change > 0 else ""
     return Cell(sign + number(change), change, tone=tone)
 

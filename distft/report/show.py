@@ -198,8 +198,3 @@ def label(metric: str) -> str:
     }
     plain = metric.removeprefix("eval_")
     return known.get(plain, plain.replace("_", " "))
-
-
-def lower_is_better(metric: str) -> bool:
-    """Return whether a metric counts errors: losses, perplexities and error measures do."""
-    return any(word in metric for word in ("loss", "perplexity", "error", "mse", "mae"))

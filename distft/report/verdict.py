@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distft import plugin
-from distft.report.show import label, lower_is_better, number
+from distft.report.show import label, number
 
 Metrics = Mapping[str, Any]
 
@@ -101,7 +101,7 @@ def _compared(verdict: Metrics) -> str:
     if not over:
         return f"{text}, the same as always answering the most frequent class"
     side = "above" if over >= 0 else "below"
-    good, better = ((n >= 0) != lower_is_better(metric) for n in (over, verdict["gain"]))
+    good, better = ((n >= 0) == plugin.greater_is_better(metric) for n in (over, verdict["gain"]))
     link = "but " if better and not good else ""
     return (
         f"{text}, {link}{number(abs(over))} {side} always answering the most frequent "

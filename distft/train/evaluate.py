@@ -57,6 +57,7 @@ def evaluate(
     rows = sum(reader.row_groups)
     columns: dict[str, list[torch.Tensor]] = {}
     ids: list[int] = []
+    was_training = engine.module.training
     engine.module.eval()
     with torch.no_grad():
         for batch_ids in eval_plan(rows, engine.rank, engine.world_size, batch_size):
@@ -67,7 +68,7 @@ def evaluate(
                 ids.extend(batch_ids)
                 for key, values in scores.items():
                     columns.setdefault(key, []).append(values.cpu())
-    engine.module.train()
+    engine.module.train(was_training)
     mine = {key: torch.cat(parts).numpy() for key, parts in columns.items()}
     gathered = engine.gather((np.array(ids, dtype=np.int64), mine))
     counted = np.concatenate([part_ids for part_ids, _ in gathered])

@@ -232,15 +232,19 @@ def table(done: dict[str, Any]) -> str:
     for method in plugin.methods():
         found = {task: done.get(f"{task}/{method}") for task in tasks}
         if any(found.values()):
-            lines.append([method, *(_cell(task, cell) for task, cell in found.items())])
+            refused = compat.matrix()[method]
+            shown = (_cell(t, cell, f"task={t}" in refused) for t, cell in found.items())
+            lines.append([method, *shown])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(task: str, cell: dict[str, Any] | None) -> str:
+def _cell(task: str, cell: dict[str, Any] | None, refused: bool) -> str:
     if cell is None:
-        return "refused"
+        return "refused" if refused else "not run"
+    percent = cell["trainable_percent"]
     return (
-        f"**{cell['tuned'][f'eval_{SHOWN[task]}']:.3f}**<br>{cell['trainable_percent']:.2g} %"
+        f"**{cell['tuned'][f'eval_{SHOWN[task]}']:.3f}**"
+        f"<br>{percent:{'.0f' if percent >= 10 else '.2g'}} %"
         f"<br>{cell['train_processor_s']:.0f} s<br>{cell['peak_memory_bytes'] / 2**20:.0f} MiB"
     )
 
