@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from distft import plugin
 from distft.data.manifest import Manifest, Shard, SplitInfo, file_sha256, load_manifest
 from distft.data.order import StepPlan
 from distft.plugin import Task
@@ -37,7 +38,7 @@ def schema(task: Task) -> pa.Schema:
         [
             ("sample_id", pa.int64()),
             ("input_ids", pa.list_(pa.int32())),
-            ("labels", pa.list_(_label_type(task))),
+            ("labels", pa.list_(label_type(task))),
             ("length", pa.int32()),
             ("second", pa.int32()),
         ]
@@ -56,7 +57,7 @@ def encoded_schema(task: Task) -> pa.Schema:
     return pa.schema(
         [
             ("input_ids", pa.list_(pa.int32())),
-            ("labels", pa.list_(_label_type(task))),
+            ("labels", pa.list_(label_type(task))),
             ("second", pa.int32()),
             ("truncated", pa.bool_()),
             ("targets", pa.int32()),
@@ -64,7 +65,15 @@ def encoded_schema(task: Task) -> pa.Schema:
     )
 
 
-def _label_type(task: Task) -> pa.DataType:
+def label_type(task: Task) -> pa.DataType:
+    """Return the Arrow type of one label.
+
+    Args:
+        task: Whose samples.
+
+    Returns:
+        float32 for the labels of a vector, int32 for ids.
+    """
     return pa.float32() if task.labels == "vector" else pa.int32()
 
 
@@ -245,6 +254,8 @@ class SplitReader:
     def __init__(self, root: Path, manifest: Manifest, split: str) -> None:
         info = manifest.splits[split]
         self.rows = info.rows
+        self.task = plugin.tasks()[manifest.task]
+        """Whose samples they are."""
         self.row_groups: list[int] = info.row_groups
         """Rows of each row group, in the order of ids."""
         self._paths = [str(root / shard.file) for shard in info.shards]

@@ -18,24 +18,14 @@ import pyarrow as pa
 import ray.data
 
 from distft.data.order import StepPlan
-from distft.data.shards import Sample, open_split
+from distft.data.shards import Sample, label_type, open_split
+from distft.plugin import Task
 
 _SEGMENT_STEPS = 1000
 _BLOCK_SAMPLES = 256
 """Samples one Ray task reads; fewer would cost more in tasks than in reading."""
 _PREFETCHED_BLOCKS = 4
 _READERS = 2
-
-_READ = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("input_ids", pa.list_(pa.int32())),
-        ("input_lengths", pa.list_(pa.int32())),
-        ("labels", pa.list_(pa.int32())),
-        ("label_lengths", pa.list_(pa.int32())),
-    ]
-)
-"""One row a step: the samples of all its micro-batches, end to end."""
 
 
 def stream(
@@ -96,6 +86,20 @@ def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Tab
     return tables
 
 
+def _schema(task: Task) -> pa.Schema:
+    """Return the columns of one row a step: the samples of all its micro-batches, end to end."""
+    return pa.schema(
+        [
+            ("step", pa.int64()),
+            ("input_ids", pa.list_(pa.int32())),
+            ("input_lengths", pa.list_(pa.int32())),
+            ("labels", pa.list_(label_type(task))),
+            ("label_lengths", pa.list_(pa.int32())),
+            ("second", pa.list_(pa.int32())),
+        ]
+    )
+
+
 def _read(batch: pa.Table, root: str, split: str) -> pa.Table:
     """Read the steps of a block, in a Ray task."""
     reader = open_split(Path(root), split)
@@ -110,9 +114,10 @@ def _read(batch: pa.Table, root: str, split: str) -> pa.Table:
                     "input_lengths": [len(sample.input_ids) for sample in samples],
                     "labels": _join([sample.labels for sample in samples]),
                     "label_lengths": [len(sample.labels) for sample in samples],
+                    "second": [sample.second for sample in samples],
                 }
             )
-    return pa.Table.from_pylist(rows, schema=_READ)
+    return pa.Table.from_pylist(rows, schema=_schema(reader.task))
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
@@ -126,7 +131,7 @@ def _samples(table: pa.Table, i: int, plan: StepPlan) -> list[list[Sample]]:
         np.split(_cell(table[name], i), np.cumsum(_cell(table[lengths], i))[:-1])
         for name, lengths in (("input_ids", "input_lengths"), ("labels", "label_lengths"))
     )
-    samples = iter(zip(inputs, labels, strict=True))
+    samples = iter(zip(inputs, labels, _cell(table["second"], i).tolist(), strict=True))
     return [[Sample(one, *next(samples)) for one in ids] for ids in plan.micro_batches]
 
 

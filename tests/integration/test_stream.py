@@ -26,24 +26,29 @@ from distft.data.stream import stream
 Step = tuple[StepPlan, list[list[Sample]]]
 
 ROWS = 1500
-TASK = plugin.tasks()["sft"]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(root, "train", TASK, 0)
+    return written(tmp_path_factory.mktemp("shards"), "sft")
+
+
+def written(root: Path, name: str) -> Path:
+    """Write 1,500 samples of a task; the first token of a sample is its id."""
+    task = plugin.tasks()[name]
+    writer = ShardWriter(root, "train", task, 0)
     rng = np.random.default_rng(7)
     rows = []
     for i in range(ROWS):
         ids = [i, *rng.integers(0, 1000, rng.integers(1, 40)).tolist()]
-        labels = [-100] * len(ids)
-        row = {"input_ids": ids, "labels": labels, "second": 0, "truncated": False}
+        labels = [i / 7] if task.labels == "vector" else [-100] * len(ids)
+        second = len(ids) // 2 if task.labels == "vector" else 0
+        row = {"input_ids": ids, "labels": labels, "second": second, "truncated": False}
         rows.append({**row, "targets": 1})
-    writer.add(pa.Table.from_pylist(rows, schema=encoded_schema(TASK)))
+    writer.add(pa.Table.from_pylist(rows, schema=encoded_schema(task)))
     manifest = Manifest(
         key="k",
-        task="sft",
+        task=name,
         format="messages",
         columns={},
         labels=[],
@@ -82,6 +87,8 @@ def assert_same(got: list[Step], wanted: list[Step]) -> None:
             assert sample.sample_id == other.sample_id == other.input_ids[0]
             np.testing.assert_array_equal(sample.input_ids, other.input_ids)
             np.testing.assert_array_equal(sample.labels, other.labels)
+            assert sample.labels.dtype == other.labels.dtype
+            assert sample.second == other.second
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -97,6 +104,14 @@ def test_stream_equals_reading_in_this_process(
     wanted = list(read_steps(reader, plans(reader, world_size, rank, start, 100)))
     got = list(stream(shards, "train", plans(reader, world_size, rank, start, 100)))
     assert_same(got, wanted)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_numbers_and_where_a_second_text_begins_come_through(tmp_path: Path) -> None:
+    reader = open_split(written(tmp_path, "regression"), "train")
+    wanted = list(read_steps(reader, plans(reader, 2, 1, 0, 8)))
+    assert any(sample.second for _, batches in wanted for sample in chain(*batches))
+    assert_same(list(stream(tmp_path, "train", plans(reader, 2, 1, 0, 8))), wanted)
 
 
 @pytest.mark.usefixtures("ray_cluster")
