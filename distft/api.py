@@ -112,12 +112,14 @@ def replay(curves: Path) -> Replay:
         return replaying(curves, progress=progress)
 
 
-def evaluate(folder: Path, data: Path | None = None, *, generate: bool = False) -> dict[str, Any]:
+def evaluate(
+    folder: Path, data: str | Path | None = None, *, generate: bool = False
+) -> dict[str, Any]:
     """Return the metrics of a finished run's model on its test rows or on a file.
 
     Args:
         folder: The run directory.
-        data: A file of rows in the run's format.
+        data: A file or address of rows in the run's format.
         generate: Also write an answer to every row and compare it with the row's own.
 
     Returns:
@@ -133,7 +135,7 @@ def evaluate(folder: Path, data: Path | None = None, *, generate: bool = False) 
         return evaluate_run(folder, where, generate=True, progress=progress)
 
 
-def predict(folder: Path, source: Path, target: Path) -> dict[str, Any]:
+def predict(folder: Path, source: str | Path, target: Path) -> dict[str, Any]:
     """Write a prediction for every row of a file.
 
     Args:

@@ -135,7 +135,7 @@ def tune(
 def evaluate(
     run: Run,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Evaluate on this file, not the run's test rows.")
+        str | None, typer.Option("--data", help="Evaluate on this file, not the run's test rows.")
     ] = None,
     generate: Annotated[
         bool,
@@ -157,7 +157,7 @@ def evaluate(
 def predict(
     run: Run,
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Rows: .jsonl, .csv, .txt, .conll ...")
+        str, typer.Argument(metavar="IN", help="Rows: .jsonl, .csv, .txt, .parquet ...")
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="JSONL file to write.")],
     as_json: Json = False,

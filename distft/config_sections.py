@@ -52,7 +52,7 @@ class DataConfig(Section):
     """Which rows, and how they are read."""
 
     train: Paths
-    """File, glob or list of them; or `asset:NAME`."""
+    """File, folder, glob, address (`s3://`, `gs://`, `hf://`) or list of them; or `asset:NAME`."""
     eval: Share | Paths = 0.1
     """Rows for choosing (early stopping, best checkpoint): files, or a share of `train`."""
     test: Share | Paths = 0.1
@@ -66,8 +66,8 @@ class DataConfig(Section):
     model's own limit, whichever is smaller."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many usable training rows."""
-    on_bad_row: Literal["skip", "error"] = "skip"
-    """skip: count and list unusable rows in the manifest; error: stop at the first."""
+    on_bad_row: Literal["skip", "fail"] = "skip"
+    """skip: count and list unusable rows in the manifest; fail: stop at the first."""
 
     @field_validator("format")
     @classmethod

@@ -11,7 +11,7 @@ from typing import Any
 from distft import hf, overlap, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
-from distft.data import resolve, source
+from distft.data import files, resolve, source
 from distft.data.reread import split_readings
 from distft.data.shards import Sample, open_split
 from distft.data.survey import Reading, RowReader
@@ -262,7 +262,7 @@ def _readings(config: RunConfig, data: str, *, training: bool) -> Iterator[Readi
     assert config.data.format is not None
     form = plugin.formats()[config.data.format]
     reader = RowReader(form.name, resolve.columns_of(form, config.data), training)
-    for file in source.scan(source.expand(data, "data")):
+    for file in source.scan(files.expand(data, "data")):
         for chunk in file.chunks:
             yield from reader.read(chunk)
 

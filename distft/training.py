@@ -54,9 +54,11 @@ def resolved(config: RunConfig) -> RunConfig:
 
 
 def _absolute(spec: Any) -> Any:
+    from distft.data import files
+
     if isinstance(spec, list):
         return [_absolute(one) for one in spec]
-    if not isinstance(spec, str) or spec.startswith("asset:"):
+    if not isinstance(spec, str) or spec.startswith("asset:") or files.is_address(spec):
         return spec
     return str(Path(spec).expanduser().absolute())
 
@@ -76,6 +78,8 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
 
     with counting("preparing the data", console) as progress:
         root, manifest = prepare_data(config, progress=progress)
+    if manifest.unread_files:
+        console.print(f"not read: {', '.join(manifest.unread_files)}", highlight=False)
     # A sample of large data need not show every class.
     plugin.tasks()[manifest.task].check(config.task, manifest.labels)
     return root, manifest

@@ -98,6 +98,8 @@ class Manifest(_Part):
     dropped_rows: list[DroppedRow]
     """The first 1,000 of them."""
     sources: list[SourceInfo]
+    unread_files: list[str] = Field(default_factory=list)
+    """What else lies in the folders that were named."""
 
 
 def save_manifest(root: Path, manifest: Manifest) -> None:

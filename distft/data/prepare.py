@@ -24,7 +24,7 @@ import ray.data
 from distft import errors, hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
-from distft.data import resolve
+from distft.data import files, resolve
 from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
 from distft.data.manifest import (
     MANIFEST_FILE,
@@ -149,8 +149,8 @@ def _make(
     columns = resolve.columns_of(plugin.formats()[format_name], config.data)
     chunks = [
         (split, chunk)
-        for split, files in sources.items()
-        for file in files
+        for split, scanned in sources.items()
+        for file in scanned
         for chunk in file.chunks
     ]
     job = _Job(
@@ -158,7 +158,7 @@ def _make(
         task=task.name,
         reader=RowReader(format_name, columns),
         chunks=[chunk for _, chunk in chunks],
-        stop_at_bad_row=config.data.on_bad_row == "error",
+        stop_at_bad_row=config.data.on_bad_row == "fail",
     )
     surveys = [Survey(chunk.path, split) for split, chunk in chunks]
     _survey(job, surveys)
@@ -182,8 +182,11 @@ def _make(
         dropped_rows=dropped.rows,
         sources=[
             SourceInfo(split=split, file=file.path, bytes=file.size_bytes, sha256=file.sha256)
-            for split, files in sources.items()
-            for file in files
+            for split, scanned in sources.items()
+            for file in scanned
+        ],
+        unread_files=[
+            path for split in sources for path in files.unread(getattr(config.data, split))
         ],
     )
 
@@ -245,7 +248,7 @@ def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
 
 def _actors(job: _Job) -> dict[str, Any]:
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    size_bytes = sum(chunk.end - chunk.start for chunk in job.chunks)
+    size_bytes = sum(chunk.size_bytes for chunk in job.chunks)
     size = max(1, min(len(job.chunks), cpus, size_bytes // _BYTES_PER_ACTOR))
     return {
         "fn_constructor_args": (job,),

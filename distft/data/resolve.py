@@ -18,7 +18,8 @@ from typing import Any
 from distft import hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import DataConfig, ModelConfig
-from distft.data import source
+from distft.data import files, source
+from distft.data.rows import read_chunk
 from distft.data.source import SourceFile
 from distft.data.split import SPLITS, Split
 from distft.errors import ConfigError, DataError, nearest
@@ -51,7 +52,7 @@ def sources(data: DataConfig) -> dict[Split, list[SourceFile]]:
     for split in SPLITS:
         spec = getattr(data, split)
         if not isinstance(spec, float):
-            found[split] = source.scan(source.expand(spec, f"data.{split}"))
+            found[split] = source.scan(files.expand(spec, f"data.{split}"))
     return found
 
 
@@ -217,12 +218,12 @@ def _readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig)
 
 
 def _first_rows(data: DataConfig) -> list[dict[str, Any]]:
-    files = source.scan(source.expand(data.train, "data.train"))
-    raw = list(islice(source.read_chunk(files[0].chunks[0]), _ROWS_TO_DETECT))
+    first = source.scan(files.expand(data.train, "data.train"))[0]
+    raw = list(islice(read_chunk(first.chunks[0]), _ROWS_TO_DETECT))
     rows = [row.value for row in raw if row.value is not None]
     if not rows:
         raise DataError(
-            raw[0].error if raw else f"{files[0].path} holds no rows.",
+            raw[0].error if raw else f"{first.path} holds no rows.",
             "The first rows must be readable for the format to be detected.",
         )
     return rows

@@ -81,10 +81,10 @@ def sample_stats(config: RunConfig) -> DataStats:
     surveys: list[Survey] = []
     sample: list[tuple[bytes, Row]] = []
     scale: dict[Split, float] = {}
-    for split, files in resolve.sources(config.data).items():
-        chunks = [chunk for file in files for chunk in file.chunks]
+    for split, scanned in resolve.sources(config.data).items():
+        chunks = [chunk for file in scanned for chunk in file.chunks]
         read = list(_affordable(chunks))
-        scale[split] = sum(c.end - c.start for c in chunks) / sum(c.end - c.start for c in read)
+        scale[split] = sum(c.size_bytes for c in chunks) / sum(c.size_bytes for c in read)
         for chunk in read:
             surveys.append(_survey(reader, task, chunk, split, config, sample))
     _keep_smallest(sample)
@@ -117,7 +117,7 @@ def _affordable(chunks: list[Chunk]) -> Iterator[Chunk]:
     for chunk in chunks:
         if size_bytes >= _READ_BYTES:
             return
-        size_bytes += chunk.end - chunk.start
+        size_bytes += chunk.size_bytes
         yield chunk
 
 
@@ -146,7 +146,7 @@ def _keep_smallest(sample: list[tuple[bytes, Row]]) -> None:
 
 
 def _refuse_if_asked(reading: Reading, config: RunConfig) -> None:
-    if reading.value is None and config.data.on_bad_row == "error":
+    if reading.value is None and config.data.on_bad_row == "fail":
         raise DataError(f"{reading.error}.", "Mend the row, or set data.on_bad_row to skip.")
 
 

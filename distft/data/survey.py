@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distft import plugin
-from distft.data import source
+from distft.data.rows import read_chunk
 from distft.data.source import Chunk
 from distft.plugin import Row, UnusableRow
 
@@ -53,7 +53,7 @@ class RowReader:
             DataError: The file as a whole cannot be read.
         """
         form = plugin.formats()[self.format]
-        for raw in source.read_chunk(chunk):
+        for raw in read_chunk(chunk):
             if raw.value is None:
                 yield Reading(raw.path, raw.row, None, raw.reason, raw.error)
                 continue

@@ -64,7 +64,7 @@ WRONG = {
     ),
     "a row without its field, to be an error": Wrong(
         ("r.jsonl:41: field 'label' is missing or empty",),
-        ("data.train=r.jsonl", "data.on_bad_row=error"),
+        ("data.train=r.jsonl", "data.on_bad_row=fail"),
         {"r.jsonl": GOOD + '{"text": "x"}\n'},
     ),
     "a label never seen in training": Wrong(
@@ -93,7 +93,7 @@ WRONG = {
     ),
     "a broken line, to be an error": Wrong(
         ("r.jsonl:41: not valid JSON",),
-        ("data.train=r.jsonl", "data.on_bad_row=error"),
+        ("data.train=r.jsonl", "data.on_bad_row=fail"),
         {"r.jsonl": GOOD + '{"text": "x", "lab\n'},
     ),
     "a name that leaves the folder": Wrong(("name", "lower-case letters", "../x"), ("name=../x",)),

@@ -260,8 +260,8 @@ def test_a_broken_shard_is_refused(tmp_path: Path, make_config: MakeConfig) -> N
 def test_many_chunks_of_many_files_give_the_order_of_the_files(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from distft.data import files, source
     from distft.data import prepare as module
-    from distft.data import source
 
     monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 2048)
     monkeypatch.setattr(module, "_BYTES_PER_ACTOR", 32_768)
@@ -273,7 +273,7 @@ def test_many_chunks_of_many_files_give_the_order_of_the_files(
         eval=str(write_jsonl(tmp_path / "e.jsonl", [{"text": "x good", "label": "pos"}])),
         test=str(write_jsonl(tmp_path / "s.jsonl", [{"text": "y good", "label": "pos"}])),
     )
-    assert sum(len(f.chunks) for f in source.scan(source.expand(config.data.train, "k"))) > 20
+    assert sum(len(f.chunks) for f in source.scan(files.expand(config.data.train, "k"))) > 20
     root, manifest = prepare(config)
     reader = open_split(root, "train")
     labels = [int(sample.labels[0]) for sample in reader.read(range(1200))]
@@ -327,7 +327,7 @@ def test_refusals_name_file_and_row_and_leave_nothing(
     good = [{"text": t, "label": s} for t, s in reviews(30)]
     broken = write_jsonl(tmp_path / "b.jsonl", [*good, '{"text": '])
     refused(
-        make_config(broken, on_bad_row="error"),
+        make_config(broken, on_bad_row="fail"),
         DataError,
         "b.jsonl:31:",
         "not valid JSON",
@@ -360,7 +360,7 @@ def test_refusals_name_file_and_row_and_leave_nothing(
 def test_bad_row_met_by_the_tokenizer_stops_too(tmp_path: Path, make_config: MakeConfig) -> None:
     rows = [{"instruction": f"say {i}", "output": f"row {i}"} for i in range(30)]
     rows[4] = {"instruction": "word " * 80, "output": "never reached"}
-    config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="error")
+    config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="fail")
     with pytest.raises(DataError, match=r"a\.jsonl:5: the answer lies beyond cutoff_len"):
         prepare(config)
     assert not [path for path in prepared(config).glob("*") if path.is_dir()]
@@ -390,7 +390,7 @@ def test_key_depends_on_what_the_shards_depend_on(tmp_path: Path, make_config: M
 
     first = key()
     assert len({first, key(eval=0.2), key(cutoff_len=32), key(max_samples=9)}) == 4
-    assert key(on_bad_row="error") != first
+    assert key(on_bad_row="fail") != first
     moved = tmp_path / "moved.csv"
     moved.write_bytes(path.read_bytes())
     assert prepared_key(make_config(moved), task, "classification") == first

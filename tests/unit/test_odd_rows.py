@@ -33,7 +33,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 def readings(path: Path, name: str) -> list[Reading]:
     reader = RowReader(name, formats()[name].columns)
-    return [r for file in source.scan([path]) for c in file.chunks for r in reader.read(c)]
+    return [r for file in source.scan([str(path)]) for c in file.chunks for r in reader.read(c)]
 
 
 @pytest.mark.parametrize("text", ["\x00\x01\ufffd", "[PAD] [PAD] [PAD]", "[CLS]", "\u200b\u200d"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distft.data import source
-from distft.data.source import RawRow, content_hash, expand, read_chunk, scan
+from distft.data.rows import RawRow, read_chunk
+from distft.data.source import content_hash, scan
 from distft.errors import DataError
 
 
@@ -20,7 +23,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def rows(path: Path) -> list[RawRow]:
-    return [row for file in scan([path]) for chunk in file.chunks for row in read_chunk(chunk)]
+    return [row for file in scan([str(path)]) for chunk in file.chunks for row in read_chunk(chunk)]
 
 
 def test_jsonl_rows_carry_their_line_number(tmp_path: Path) -> None:
@@ -69,7 +72,7 @@ def test_chunks_of_any_size_give_every_row_once(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "_MIN_CHUNK_BYTES", chunk_bytes)
         patch.setattr(source, "_MAX_CHUNK_BYTES", chunk_bytes)
-        (file,) = scan([path])
+        (file,) = scan([str(path)])
         if file.size_bytes > 4 * chunk_bytes + 400:
             assert len(file.chunks) > 1
         found = [row for chunk in file.chunks for row in read_chunk(chunk)]
@@ -139,48 +142,15 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
 def test_utf16_is_refused_with_the_cure(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "text,label\na,b\n".encode("utf-16"))
     with pytest.raises(DataError, match="UTF-16") as caught:
-        scan([path])
+        scan([str(path)])
     assert "UTF-8" in caught.value.hint
 
 
-def test_expand_reads_lists_globs_and_folders_in_order(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "c.csv", "notes.txt"):
-        write(tmp_path / name, "x\n")
-    assert [p.name for p in expand(str(tmp_path / "*.jsonl"), "k")] == ["a.jsonl", "b.jsonl"]
-    assert [p.name for p in expand(str(tmp_path), "k")] == ["a.jsonl", "b.jsonl", "c.csv"]
-    both = [str(tmp_path / "c.csv"), str(tmp_path / "a*")]
-    assert [p.name for p in expand(both, "k")] == ["c.csv", "a.jsonl"]
-
-
-def test_expand_refuses_and_helps(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", "{}\n")
-    write(tmp_path / "empty.csv", "")
-    write(tmp_path / "data.xlsx", "x")
-    (tmp_path / "sub").mkdir()
-    with pytest.raises(DataError, match=r"data\.train: .*trian\.jsonl does not exist") as caught:
-        expand(str(tmp_path / "trian.jsonl"), "data.train")
-    assert "train.jsonl?" in caught.value.hint
-    with pytest.raises(DataError, match="does not exist") as caught:
-        expand(str(tmp_path / "no" / "such" / "zzzzz.tsv"), "data.train")
-    assert "empty.csv" in caught.value.hint
-    with pytest.raises(DataError, match=r"empty\.csv is empty"):
-        expand(str(tmp_path / "empty.csv"), "data.train")
-    with pytest.raises(DataError, match="no supported kind") as caught:
-        expand(str(tmp_path / "data.xlsx"), "data.train")
-    assert ".jsonl" in caught.value.hint
-    with pytest.raises(DataError, match="holds no"):
-        expand(str(tmp_path / "sub"), "data.train")
-    with pytest.raises(DataError, match="named twice"):
-        expand([str(tmp_path / "train.jsonl"), str(tmp_path / "*.jsonl")], "data.train")
-    with pytest.raises(DataError, match="list of files is empty"):
-        expand([], "data.train")
-
-
 def test_content_hash_follows_bytes_not_names(tmp_path: Path) -> None:
-    first = content_hash(scan([write(tmp_path / "a.jsonl", '{"a": 1}\n')]))
-    assert content_hash(scan([write(tmp_path / "b.jsonl", '{"a": 1}\n')])) == first
-    assert content_hash(scan([write(tmp_path / "c.jsonl", '{"a": 2}\n')])) != first
-    assert content_hash(scan([write(tmp_path / "d.csv", '{"a": 1}\n')])) != first
+    first = content_hash(scan([str(write(tmp_path / "a.jsonl", '{"a": 1}\n'))]))
+    assert content_hash(scan([str(write(tmp_path / "b.jsonl", '{"a": 1}\n'))])) == first
+    assert content_hash(scan([str(write(tmp_path / "c.jsonl", '{"a": 2}\n'))])) != first
+    assert content_hash(scan([str(write(tmp_path / "d.csv", '{"a": 1}\n'))])) != first
 
 
 def test_a_text_file_gives_a_row_a_line(tmp_path: Path) -> None:
@@ -203,18 +173,10 @@ def test_a_long_text_file_is_read_in_chunks(
 ) -> None:
     monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 64)
     path = write(tmp_path / "a.txt", "".join(f"line {i}\n" for i in range(100)))
-    assert len(scan([path])[0].chunks) > 5
+    assert len(scan([str(path)])[0].chunks) > 5
     assert [(row.row, row.value) for row in rows(path)] == [
         (i + 1, {"text": f"line {i}"}) for i in range(100)
     ]
-
-
-def test_a_folder_of_texts_counts_a_note_beside_a_table_does_not(tmp_path: Path) -> None:
-    write(tmp_path / "b.txt", "x\n")
-    write(tmp_path / "a.txt", "x\n")
-    assert [p.name for p in expand(str(tmp_path), "k")] == ["a.txt", "b.txt"]
-    write(tmp_path / "c.conll", "x O\n")
-    assert [p.name for p in expand(str(tmp_path), "k")] == ["c.conll"]
 
 
 CONLL = (
@@ -248,3 +210,75 @@ def test_flaws_in_tagged_columns_cost_their_sentence(tmp_path: Path) -> None:
     assert lost.reason == "lines of one sentence differ in their columns"
     assert torn.error == f"{path}:4: not UTF-8; save the file as UTF-8"
     assert (fine.row, fine.value) == (6, {"tokens": ["fine"], "ner_tags": ["O"]})
+
+
+def packed(path: Path, content: bytes) -> Path:
+    codec = {".gz": "gzip", ".zst": "zstd"}[path.suffix]
+    with pa.CompressedOutputStream(str(path), codec) as file:
+        file.write(content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_packed_files_give_the_rows_they_hold(tmp_path: Path, suffix: str) -> None:
+    lines = "".join(json.dumps({"t": f"{i} \u4f60\u2028"}) + "\r\n" for i in range(3000))
+    text = packed(tmp_path / f"a.jsonl{suffix}", b"\xef\xbb\xbf" + lines.encode())
+    found = rows(text)
+    assert [(row.row, row.value) for row in found] == [
+        (i + 1, {"t": f"{i} \u4f60\u2028"}) for i in range(3000)
+    ]
+    table = packed(tmp_path / f"b.csv{suffix}", b"text,label\na,b\n")
+    assert [row.value for row in rows(table)] == [{"text": "a", "label": "b"}]
+    array = packed(tmp_path / f"c.json{suffix}", b'[{"t": 1}]')
+    assert [row.value for row in rows(array)] == [{"t": 1}]
+    assert content_hash(scan([str(text)])) != content_hash(scan([str(array)]))
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_packed_file_cut_short_is_refused(tmp_path: Path, suffix: str, kind: str) -> None:
+    content = b"text,label\n" + b"".join(b"%d,%x\n" % (i, i**9) for i in range(20_000))
+    path = packed(tmp_path / f"a.{kind}{suffix}", content)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"a\.{kind}\{suffix} cannot be read"):
+        rows(path)
+    path.write_bytes(b"this is no archive")
+    with pytest.raises(DataError, match=rf"a\.{kind}\{suffix} cannot be read"):
+        rows(path)
+
+
+def test_parquet_rows_carry_their_number_through_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    wanted = [{"text": f"row {i}", "tags": [i, None], "deep": {"x": i / 2}} for i in range(100)]
+    pq.write_table(pa.Table.from_pylist(wanted), path, row_group_size=30)
+    (file,) = scan([str(path)])
+    assert [chunk.first_row for chunk in file.chunks] == [1, 31, 61, 91]
+    found = rows(path)
+    assert [(row.row, row.value) for row in found] == list(enumerate(wanted, start=1))
+
+
+def test_a_damaged_parquet_file_costs_the_row_group_or_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"{i} {i**20}" for i in range(3000)]})
+    pq.write_table(table, path, row_group_size=1000, compression="zstd", use_dictionary=False)
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[: place + 30] + bytes(2000) + whole[place + 2030 :])
+    found = rows(path)
+    assert [row.row for row in found] == list(range(1, 3001))
+    assert {row.row for row in found if row.reason} == set(range(1001, 2001))
+    assert found[1000].error.startswith(f"{path}:1001: row group 1 cannot be read: ")
+    cut = write(tmp_path / "b.parquet", whole[:-2000])
+    with pytest.raises(DataError, match=r"b\.parquet is no whole Parquet file"):
+        scan([str(cut)])
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"], ["c"]], names=["text", "label", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet names more than one column text"):
+        rows(tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match=r"a\.arrow names more than one column text"):
+        rows(tmp_path / "a.arrow")
