@@ -1,42 +1,91 @@
-"""From surveyed rows to decided ones: splits, repetitions, labels, and what is wrong. Pure."""
+"""From surveyed rows to decided ones: splits, repetitions, labels, and what is wrong. Pure.
+
+What is known of a row is kept in a few numbers of fixed size: rows may be many more than fit into
+memory as objects.
+"""
 
 from __future__ import annotations
 
-import sys
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from distft.config_sections import DataConfig
 from distft.data import resolve
 from distft.data.manifest import DroppedRow
-from distft.data.split import SPLITS, Candidate, Fate, Split, assign
+from distft.data.split import (
+    BEYOND,
+    FATES,
+    SPLITS,
+    TRAIN,
+    UNUSABLE,
+    Candidates,
+    Split,
+    assign,
+)
 from distft.data.survey import Reading, key_of
 from distft.errors import DataError
 from distft.plugin import Task
 
 _LISTED_ROWS = 1000
-_UNLISTED = "beyond_max_samples"
-"""A reason that would crowd out all others in the list; it is counted only."""
+_NO_KEY = bytes(16)
+
+
+class _Names:
+    """Numbers for names, in the order they come."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        return self.known.setdefault(name, len(self.known))
+
+    def numbers(self, names: pa.ChunkedArray) -> np.ndarray:
+        """Return the number of each of a column's names; -1 for null."""
+        found = pc.dictionary_encode(names.combine_chunks())
+        mine = np.array([self.number(name) for name in found.dictionary.to_pylist()] + [-1])
+        numbers: np.ndarray = mine[found.indices.fill_null(len(mine) - 1).to_numpy()]
+        return numbers
 
 
 @dataclass
-class Survey:
-    """What is known of the rows of one chunk, in order."""
-
+class _Chunk:
     path: str
     origin: Split
-    """Which setting named the file."""
-    rows: list[int] = field(default_factory=list)
-    """Row numbers."""
-    candidates: list[Candidate | None] = field(default_factory=list)
-    """None where a row is unusable."""
-    reasons: dict[int, str] = field(default_factory=dict)
-    """Index -> why the row is unusable."""
-    classes: list[tuple[str, ...]] = field(default_factory=list)
-    """Names of the classes in each row."""
-    fates: list[str | None] = field(default_factory=list)
-    """The split of each row, or why a usable one is in none."""
+    first: int
+    """Of the survey's rows, which one is the chunk's first."""
+
+
+class Survey:
+    """What is known of all rows, chunk after chunk, in file order."""
+
+    def __init__(self) -> None:
+        self.chunks: list[_Chunk] = []
+        self.fates = np.empty(0, np.uint8)
+        """Filled in by `decide`: a position in FATES for each row."""
+        self._names, self._reasons = _Names(), _Names()
+        self._rows = array("q")
+        self._keys = bytearray()
+        self._strata = array("i")
+        self._whys = array("i")
+        """Number of the reason; -1 for a usable row."""
+        self._classes = array("i")
+        self._class_ends = array("q")
+
+    def begin(self, path: str, origin: Split) -> None:
+        """Say where the rows that follow stand.
+
+        Args:
+            path: Their file.
+            origin: Which setting named it.
+        """
+        self.chunks.append(_Chunk(path, origin, len(self._rows)))
 
     def add(
         self,
@@ -50,16 +99,17 @@ class Survey:
 
         Args:
             row: Its number in the file.
-            key: Stands for its input; None for an unusable row.
+            key: Stands for its input, 16 bytes; None for an unusable row.
             stratum: The class a split keeps in proportion, where there is one.
             classes: Names of all its classes.
             reason: Why it is unusable; None for a usable one.
         """
-        self.rows.append(row)
-        if reason:
-            self.reasons[len(self.candidates)] = reason
-        self.candidates.append(None if key is None else Candidate(key, stratum, self.origin))
-        self.classes.append(tuple(map(sys.intern, classes)))
+        self._rows.append(row)
+        self._keys += key or _NO_KEY
+        self._strata.append(self._names.number(stratum or ""))
+        self._whys.append(-1 if key is not None else self._reasons.number(reason or ""))
+        self._classes.extend(map(self._names.number, classes))
+        self._class_ends.append(len(self._classes))
 
     def read(self, reading: Reading, task: Task) -> bytes | None:
         """Take the next row as it was read.
@@ -79,10 +129,88 @@ class Survey:
         self.add(reading.row, key, task.stratum(reading.value), classes)
         return key
 
-    def codes(self) -> bytes:
-        """Return one byte per row: 0 for none, else 1 + the position of its split in SPLITS."""
-        codes: dict[str | None, int] = dict(zip(SPLITS, (1, 2, 3), strict=True))
-        return bytes(codes.get(fate, 0) for fate in self.fates)
+    def extend(self, table: pa.Table) -> None:
+        """Take the next rows as another process read them.
+
+        Args:
+            table: Columns `row`, `key`, `stratum`, `classes` and `reason`, as `add` has them.
+        """
+        usable = pc.is_valid(table["key"]).to_numpy()
+        self._rows.frombytes(table["row"].to_numpy().astype(np.int64).tobytes())
+        self._keys += b"".join(key or _NO_KEY for key in table["key"].to_pylist())
+        strata = self._names.numbers(pc.fill_null(table["stratum"], ""))
+        self._strata.frombytes(strata.astype(np.int32).tobytes())
+        reasons = self._reasons.numbers(table["reason"])
+        self._whys.frombytes(np.where(usable, -1, reasons).astype(np.int32).tobytes())
+        held = pc.fill_null(pc.list_value_length(table["classes"]), 0).to_numpy()
+        ends = len(self._classes) + np.cumsum(held, dtype=np.int64)
+        self._class_ends.frombytes(ends.tobytes())
+        if len(ends) and ends[-1] > len(self._classes):
+            classes = self._names.numbers(pc.list_flatten(table["classes"]))
+            self._classes.frombytes(classes.astype(np.int32).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def codes(self) -> list[bytes]:
+        """Return, chunk by chunk, a byte per row: 0 for none, else 1 + its split's in SPLITS."""
+        kept = np.where(self.fates <= len(SPLITS), self.fates, UNUSABLE).astype(np.uint8)
+        return [kept[rows].tobytes() for _, rows in self.by_chunk()]
+
+    def by_chunk(self) -> Iterator[tuple[_Chunk, slice]]:
+        """Yield each chunk and which rows are its own."""
+        ends = [chunk.first for chunk in self.chunks[1:]] + [len(self)]
+        for chunk, end in zip(self.chunks, ends, strict=True):
+            yield chunk, slice(chunk.first, end)
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Return file and row number of a row.
+
+        Args:
+            index: Which row of the survey.
+
+        Returns:
+            (path, row).
+        """
+        firsts = [chunk.first for chunk in self.chunks]
+        # Of chunks without a row, which begin at the same place, the last holds it.
+        return self.chunks[bisect_right(firsts, index) - 1].path, self._rows[index]
+
+    def candidates(self) -> tuple[np.ndarray, Candidates]:
+        """Return which rows are usable, by index, and what a split needs of them."""
+        usable = np.flatnonzero(np.frombuffer(self._whys, np.int32) < 0)
+        keys = np.frombuffer(self._keys, ">u8").reshape(-1, 2)[usable].astype(np.uint64)
+        strata = np.frombuffer(self._strata, np.int32)[usable]
+        return usable, Candidates(keys, strata, list(self._names.known), self._origins()[usable])
+
+    def _origins(self) -> np.ndarray:
+        origins = np.empty(len(self), np.uint8)
+        for chunk, rows in self.by_chunk():
+            origins[rows] = TRAIN + SPLITS.index(chunk.origin)
+        return origins
+
+    def why(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """Return why rows are in no split.
+
+        Args:
+            rows: Indices.
+
+        Returns:
+            The number of each row's reason, and what the numbers stand for.
+        """
+        whys = np.frombuffer(self._whys, np.int32)[rows]
+        numbers = np.where(whys < 0, self.fates[rows], len(FATES) + whys)
+        return numbers, [*FATES, *self._reasons.known]
+
+    def held(self) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Return the classes of all rows.
+
+        Returns:
+            (index of the row, number of the class) of each, in order, and the classes' names.
+        """
+        ends = np.frombuffer(self._class_ends, np.int64)
+        rows = np.repeat(np.arange(len(self)), np.diff(ends, prepend=0))
+        return rows, np.frombuffer(self._classes, np.int32), list(self._names.known)
 
 
 @dataclass
@@ -101,8 +229,25 @@ class Dropped:
             reason: Why it is in no split.
         """
         self.counts[reason] += 1
-        if reason != _UNLISTED and len(self.rows) < _LISTED_ROWS:
+        if len(self.rows) < _LISTED_ROWS:
             self.rows.append(DroppedRow(file=path, row=row, reason=reason))
+
+    def take(self, survey: Survey, rows: np.ndarray) -> None:
+        """Count rows of a survey.
+
+        Args:
+            survey: Decided.
+            rows: Which are in no split, by index.
+        """
+        numbers, names = survey.why(rows)
+        for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+            self.counts[names[number]] += int(count)
+        room = max(0, _LISTED_ROWS - len(self.rows))
+        # Rows beyond max_samples would crowd out all others.
+        listed = np.flatnonzero(numbers != BEYOND)[:room]
+        for row, number in zip(rows[listed].tolist(), numbers[listed], strict=True):
+            path, place = survey.place(row)
+            self.rows.append(DroppedRow(file=path, row=place, reason=names[number]))
 
     def summary(self) -> str:
         """Return the commonest reason and its first listed row as a sentence, or nothing."""
@@ -114,11 +259,11 @@ class Dropped:
         return f"{sum(self.counts.values())} rows were dropped; {count} of them: {reason}{where}."
 
 
-def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Dropped) -> None:
+def decide(survey: Survey, data: DataConfig, seed: int, dropped: Dropped) -> None:
     """Set the fate of every surveyed row and count the dropped ones.
 
     Args:
-        surveys: Every chunk, in file order; their `fates` are filled in.
+        survey: Every chunk, in file order; its `fates` are filled in.
         data: The data settings.
         seed: Decides which rows a share takes.
         dropped: Takes the rows that are in no split.
@@ -126,49 +271,41 @@ def decide(surveys: Sequence[Survey], data: DataConfig, seed: int, dropped: Drop
     Raises:
         DataError: There is no row at all, no usable one, or none left for a split.
     """
-    usable = [row for survey in surveys for row in survey.candidates if row is not None]
-    classes = [
-        names
-        for survey in surveys
-        for row, names in zip(survey.candidates, survey.classes, strict=True)
-        if row is not None
-    ]
-    drawn = assign(usable, resolve.shares(data), seed)
-    fates = iter(_with_every_class_trained(drawn, usable, classes))
-    room = data.max_samples
-    for survey in surveys:
-        for i, candidate in enumerate(survey.candidates):
-            fate: str | None = None if candidate is None else next(fates)
-            if fate == "train" and room is not None:
-                room -= 1
-                if room < 0:
-                    fate = _UNLISTED
-            survey.fates.append(fate)
-            reason = survey.reasons.get(i) if fate is None else fate
-            if reason is not None and fate not in SPLITS:
-                dropped.add(survey.path, survey.rows[i], reason)
+    usable, candidates = survey.candidates()
+    survey.fates = np.full(len(survey), UNUSABLE, np.uint8)
+    survey.fates[usable] = assign(candidates, resolve.shares(data), seed)
+    _train_every_class(survey)
+    if data.max_samples is not None:
+        survey.fates[np.flatnonzero(survey.fates == TRAIN)[data.max_samples :]] = BEYOND
+    out = np.flatnonzero((survey.fates == UNUSABLE) | (survey.fates > len(SPLITS)))
+    dropped.take(survey, out)
     for split in SPLITS:
-        _check_any(split, [survey for survey in surveys if survey.origin == split])
-    rows = Counter(fate for survey in surveys for fate in survey.fates)
-    check_not_empty({split: rows[split] for split in SPLITS}, dropped)
+        _check_any(split, survey)
+    counts = np.bincount(survey.fates, minlength=len(FATES)).tolist()
+    check_not_empty(dict(zip(SPLITS, counts[TRAIN:], strict=False)), dropped)
 
 
-def _with_every_class_trained(
-    fates: Sequence[Fate], rows: Sequence[Candidate], classes: Sequence[Sequence[str]]
-) -> list[Fate]:
-    """Return the fates with rows drawn for eval or test put back where training lacks a class.
+def _train_every_class(survey: Survey) -> None:
+    """Put rows drawn for eval or test back where training lacks a class of theirs.
 
     A stratum is one class of a row; a row of several may hold another that is nowhere else.
     """
-    result = list(fates)
-    pairs = zip(fates, classes, strict=True)
-    seen = {name for fate, names in pairs if fate == "train" for name in names}
-    for i, (fate, row, names) in enumerate(zip(fates, rows, classes, strict=True)):
-        drawn = row.origin == "train" and fate in SPLITS[1:]
-        if drawn and not seen.issuperset(names):
-            result[i] = "train"
-            seen.update(names)
-    return result
+    rows, classes, names = survey.held()
+    if not len(classes):
+        return
+    trained = np.zeros(len(names), bool)
+    trained[classes[survey.fates[rows] == TRAIN]] = True
+    drawn = np.zeros(len(survey), bool)
+    for chunk, its_rows in survey.by_chunk():
+        drawn[its_rows] = chunk.origin == "train"
+    drawn &= (survey.fates > TRAIN) & (survey.fates <= len(SPLITS))
+    lacking = drawn[rows] & ~trained[classes]
+    ends = np.searchsorted(rows, np.unique(rows[lacking]), "right")
+    for row, end in zip(np.unique(rows[lacking]), ends, strict=True):
+        mine = classes[np.searchsorted(rows, row) : end]
+        if not trained[mine].all():
+            survey.fates[row] = TRAIN
+            trained[mine] = True
 
 
 def check_not_empty(rows: Mapping[str, int], dropped: Dropped) -> None:
@@ -189,15 +326,14 @@ def check_not_empty(rows: Mapping[str, int], dropped: Dropped) -> None:
             )
 
 
-def _check_any(split: Split, surveys: Sequence[Survey]) -> None:
+def _check_any(split: Split, survey: Survey) -> None:
     """Refuse a setting whose files hold no usable row."""
-    if not surveys or any(row is not None for survey in surveys for row in survey.candidates):
+    mine = [(chunk, rows) for chunk, rows in survey.by_chunk() if chunk.origin == split]
+    if not mine or any((survey.fates[rows] != UNUSABLE).any() for _, rows in mine):
         return
-    paths = ", ".join(dict.fromkeys(survey.path for survey in surveys))
+    paths = ", ".join(dict.fromkeys(chunk.path for chunk, _ in mine))
     refused = Dropped()
-    for survey in surveys:
-        for i, reason in survey.reasons.items():
-            refused.add(survey.path, survey.rows[i], reason)
+    refused.take(survey, np.concatenate([np.arange(len(survey))[rows] for _, rows in mine]))
     raise DataError(
         f"data.{split}: {paths} holds no {'usable ' if refused.counts else ''}row. "
         f"{refused.summary()}".strip(),
@@ -205,13 +341,11 @@ def _check_any(split: Split, surveys: Sequence[Survey]) -> None:
     )
 
 
-def labels_of(
-    surveys: Sequence[Survey], task: Task, data: DataConfig, *, complete: bool = True
-) -> list[str]:
+def labels_of(survey: Survey, task: Task, data: DataConfig, *, complete: bool = True) -> list[str]:
     """Return the class names in id order: whole numbers by value, others by name.
 
     Args:
-        surveys: Decided rows.
+        survey: Decided rows.
         task: The task.
         data: The data settings, for the message.
         complete: Whether every row was surveyed; if not, classes of eval and test count as seen.
@@ -224,15 +358,20 @@ def labels_of(
     """
     if task.classes is None:
         return []
-    seen = {name for split, _, _, name in _labelled(surveys) if split == "train" or not complete}
-    for split, path, row, name in _labelled(surveys):
-        if name not in seen:
-            capped = " (data.max_samples is set)" if data.max_samples else ""
-            raise DataError(
-                f"{path}:{row}: label {name!r} in the {split} rows is never seen in "
-                f"training{capped}; training knows {', '.join(sorted(seen)[:20])}.",
-                "Add training rows of that label, mend the label, or remove the row.",
-            )
+    rows, classes, names = survey.held()
+    fates = survey.fates[rows]
+    kept = (fates != UNUSABLE) & (fates <= len(SPLITS))
+    learnt = np.zeros(len(names), bool)
+    learnt[classes[fates == TRAIN if complete else kept]] = True
+    seen = {name for name, known in zip(names, learnt, strict=True) if known}
+    for i in np.flatnonzero(kept & ~learnt[classes])[:1]:
+        path, row = survey.place(int(rows[i]))
+        capped = " (data.max_samples is set)" if data.max_samples else ""
+        raise DataError(
+            f"{path}:{row}: label {names[classes[i]]!r} in the {FATES[fates[i]]} rows is never "
+            f"seen in training{capped}; training knows {', '.join(sorted(seen)[:20])}.",
+            "Add training rows of that label, mend the label, or remove the row.",
+        )
     if len(seen) < 2:
         raise DataError(
             f"The training rows hold {len(seen)} class ({', '.join(seen)}); at least 2 are needed."
@@ -243,11 +382,3 @@ def labels_of(
     if all(label.lstrip("-").isdecimal() for label in seen):
         return sorted(seen, key=lambda label: (int(label), label))
     return sorted(seen)
-
-
-def _labelled(surveys: Sequence[Survey]) -> Iterator[tuple[str, str, int, str]]:
-    for survey in surveys:
-        for row, names, fate in zip(survey.rows, survey.classes, survey.fates, strict=True):
-            if fate is not None and fate in SPLITS:
-                for name in names:
-                    yield fate, survey.path, row, name

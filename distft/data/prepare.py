@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -37,7 +38,7 @@ from distft.data.manifest import (
 )
 from distft.data.shards import ShardWriter, encoded_schema
 from distft.data.source import Chunk
-from distft.data.split import SPLITS
+from distft.data.split import SPLITS, Split
 from distft.data.stream import ordered_context
 from distft.data.survey import Reading, RowReader, key_of
 from distft.data.tokenize import encode_row
@@ -160,14 +161,13 @@ def _make(
         chunks=[chunk for _, chunk in chunks],
         stop_at_bad_row=config.data.on_bad_row == "fail",
     )
-    surveys = [Survey(chunk.path, split) for split, chunk in chunks]
-    _survey(job, surveys)
+    survey = _survey(job, [split for split, _ in chunks])
     dropped = Dropped()
-    decide(surveys, config.data, config.train.seed, dropped)
-    labels = labels_of(surveys, task, config.data)
+    decide(survey, config.data, config.train.seed, dropped)
+    labels = labels_of(survey, task, config.data)
     cutoff_len = resolve.cutoff_len(config)
     job = replace(job, context=EncodeContext(cutoff_len, labels))
-    splits = _tokenize(job, [survey.codes() for survey in surveys], root, dropped, progress)
+    splits = _tokenize(job, survey.codes(), root, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
         key=key,
@@ -191,16 +191,28 @@ def _make(
     )
 
 
-def _survey(job: _Job, surveys: Sequence[Survey]) -> None:
-    """Fill the surveys of a job's chunks, in file order."""
+def _survey(job: _Job, origins: Sequence[Split]) -> Survey:
+    """Return what is known of the rows of a job's chunks, in file order."""
+    survey = Survey()
     for table in _run(job, _survey_chunks, [b""] * len(job.chunks)):
-        for item in table.to_pylist():
+        for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
-            if item["reason"] and job.stop_at_bad_row:
-                raise DataError(f"{item['error']}.", _MEND)
-            survey = surveys[item["chunk"]]
-            classes = item["classes"] or ()
-            survey.add(item["row"], item["key"], item["stratum"], classes, item["reason"])
+        if job.stop_at_bad_row:
+            for error in table["error"].drop_null().slice(0, 1).to_pylist():
+                raise DataError(f"{error}.", _MEND)
+        numbers = table["chunk"].to_numpy()
+        for number in np.unique(numbers).tolist():
+            while len(survey.chunks) <= number:
+                _begin(survey, job, origins)
+            survey.extend(table.filter(pa.array(numbers == number)))
+    while len(survey.chunks) < len(job.chunks):
+        _begin(survey, job, origins)
+    return survey
+
+
+def _begin(survey: Survey, job: _Job, origins: Sequence[Split]) -> None:
+    number = len(survey.chunks)
+    survey.begin(job.chunks[number].path, origins[number])
 
 
 def _tokenize(

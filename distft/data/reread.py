@@ -41,15 +41,14 @@ def split_readings(config: RunConfig, split: Split, key: str) -> Iterator[Readin
         for file in files
         for chunk in file.chunks
     ]
-    surveys = []
+    survey = Survey()
     for origin, chunk in chunks:
-        survey = Survey(chunk.path, origin)
+        survey.begin(chunk.path, origin)
         for reading in reader.read(chunk):
             survey.read(reading, task)
-        surveys.append(survey)
-    decide(surveys, config.data, config.train.seed, Dropped())
+    decide(survey, config.data, config.train.seed, Dropped())
     wanted = 1 + SPLITS.index(split)
-    for survey, (_, chunk) in zip(surveys, chunks, strict=True):
-        for code, reading in zip(survey.codes(), reader.read(chunk), strict=True):
+    for codes, (_, chunk) in zip(survey.codes(), chunks, strict=True):
+        for code, reading in zip(codes, reader.read(chunk), strict=True):
             if code == wanted:
                 yield reading

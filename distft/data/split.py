@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What a split needs to know of one usable row."""
-
-    key: bytes
-    """Stands for the row's input; equal keys are the same input."""
-    stratum: str | None
-    """Class kept in proportion; None where there is none."""
-    origin: Split
-    """Which setting named the row's file."""
-
-
-Fate = Split | Literal["duplicate", "also_in_eval", "also_in_test"]
-"""The split a row goes to, or why it goes to none."""
+FATES = (
+    "unusable",
+    *SPLITS,
+    "duplicate",
+    "also_in_eval",
+    "also_in_test",
+    "beyond_max_samples",
+)
+"""What becomes of a row: the split it goes to, or why it goes to none. A fate is kept as its
+position here, one byte a row."""
+UNUSABLE, TRAIN, EVAL, TEST, DUPLICATE, ALSO_IN_EVAL, ALSO_IN_TEST, BEYOND = range(len(FATES))
 
 
-def assign(rows: Sequence[Candidate], shares: Mapping[Split, float], seed: int) -> list[Fate]:
+@dataclass(frozen=True)
+class Candidates:
+    """What a split needs to know of usable rows: one array each, in file order."""
+
+    keys: np.ndarray
+    """uint64 (N, 2), what 16 bytes stand for: equal keys are the same input."""
+    strata: np.ndarray
+    """int32, the class kept in proportion, as its position in `names`."""
+    names: Sequence[str]
+    """Of the strata; where there is none, a single empty one."""
+    origins: np.ndarray
+    """uint8, TRAIN, EVAL or TEST: which setting named the row's file."""
+
+
+def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.ndarray:
     """Return the fate of every row.
 
     Rows of a test file win over those of an eval file, these over train. With shares, the first
@@ -41,54 +52,70 @@ def assign(rows: Sequence[Candidate], shares: Mapping[Split, float], seed: int) 
         seed: Decides which rows a share takes; equal rows, shares and seed give equal splits.
 
     Returns:
-        One fate per row, in order.
+        One fate per row, in order; uint8.
     """
-    fates: list[Fate] = [row.origin for row in rows]
-    keys = {split: {row.key for row in rows if row.origin == split} for split in SPLITS[1:]}
-    first: set[bytes] = set()
-    pool: list[int] = []
-    for i, row in enumerate(rows):
-        if row.origin != "test" and row.key in keys["test"]:
-            fates[i] = "also_in_test"
-        elif row.origin == "train" and row.key in keys["eval"]:
-            fates[i] = "also_in_eval"
-        elif row.origin == "train" and shares:
-            if row.key in first:
-                fates[i] = "duplicate"
-            else:
-                first.add(row.key)
-                pool.append(i)
-    _share_out(rows, pool, shares, seed, fates)
+    fates = rows.origins.copy()
+    if not len(fates):
+        return fates
+    order, groups = _groups(rows.keys)
+    in_test, in_eval = (np.zeros(len(fates), bool) for _ in range(2))
+    for found, origin in ((in_test, TEST), (in_eval, EVAL)):
+        held = np.bincount(groups, rows.origins[order] == origin) > 0
+        found[order] = held[groups]
+    fates[in_test & (rows.origins != TEST)] = ALSO_IN_TEST
+    fates[in_eval & ~in_test & (rows.origins == TRAIN)] = ALSO_IN_EVAL
+    if shares:
+        # The sort is stable: of equal keys that of a train file which stands first in the files.
+        mine = order[fates[order] == TRAIN]
+        again = np.zeros(len(mine), bool)
+        again[1:] = (rows.keys[mine][1:] == rows.keys[mine][:-1]).all(axis=1)
+        fates[mine[again]] = DUPLICATE
+        _share_out(rows, np.flatnonzero(fates == TRAIN), shares, seed, fates)
     return fates
 
 
+def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows in order of their keys, and for each in that order the number of its key."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    new = np.ones(len(keys), bool)
+    new[1:] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
+    return order, np.cumsum(new) - 1
+
+
 def _share_out(
-    rows: Sequence[Candidate],
-    pool: Sequence[int],
+    rows: Candidates,
+    pool: np.ndarray,
     shares: Mapping[Split, float],
     seed: int,
-    fates: list[Fate],
+    fates: np.ndarray,
 ) -> None:
-    groups: dict[str, list[int]] = defaultdict(list)
-    for i in pool:
-        groups[rows[i].stratum or ""].append(i)
-    for members in groups.values():
-        # By hash of the input: the same whatever the order of the files.
-        members.sort(key=lambda i: _draw(seed, rows[i].key))
+    # By hash of the input: the same whatever the order of the files.
+    order = np.lexsort((_draws(rows.keys[pool], seed), rows.strata[pool]))
+    pool = pool[order]
+    counts = np.bincount(rows.strata[pool], minlength=len(rows.names))
+    firsts = np.cumsum(counts) - counts
+    groups = {name: i for i, name in enumerate(rows.names) if counts[i]}
     taken = dict.fromkeys(groups, 0)
-    for split in ("test", "eval"):
+    drawn: tuple[tuple[Split, int], ...] = (("test", TEST), ("eval", EVAL))
+    for split, fate in drawn:
         if split not in shares:
             continue
         total = max(1, round(shares[split] * len(pool)))
-        left = {name: len(members) - taken[name] for name, members in groups.items()}
+        left = {name: int(counts[i]) - taken[name] for name, i in groups.items()}
         for name, count in quotas(left, total).items():
-            for i in groups[name][taken[name] : taken[name] + count]:
-                fates[i] = split
+            first = firsts[groups[name]] + taken[name]
+            fates[pool[first : first + count]] = fate
             taken[name] += count
 
 
-def _draw(seed: int, key: bytes) -> bytes:
-    return hashlib.blake2b(key, digest_size=16, key=str(seed).encode()).digest()
+def _draws(keys: np.ndarray, seed: int) -> np.ndarray:
+    """Return a number for each key that decides how soon a share takes its row; uint64."""
+    raw, secret = keys.astype(">u8").tobytes(), str(seed).encode()
+    drawn = bytearray()
+    for start in range(0, len(raw), 16):
+        digest = hashlib.blake2b(raw[start : start + 16], digest_size=16, key=secret).digest()
+        drawn += digest[:8]
+    return np.frombuffer(bytes(drawn), ">u8").astype(np.uint64)
 
 
 def quotas(counts: Mapping[str, int], total: int) -> dict[str, int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from distft import hf, plugin
 from distft.config import RunConfig
 from distft.data import resolve
 from distft.data.assign import Dropped, Survey, decide, labels_of
 from distft.data.manifest import Manifest
 from distft.data.source import Chunk
-from distft.data.split import SPLITS, Split
+from distft.data.split import FATES, SPLITS, TRAIN, Split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import DataError
-from distft.plugin import EncodeContext, Encoded, Row, Task
+from distft.plugin import EncodeContext, Encoded, Row
 
 _SAMPLED_ROWS = 256
 _READ_BYTES = 64 << 20
@@ -78,7 +80,7 @@ def sample_stats(config: RunConfig) -> DataStats:
     columns = resolve.columns_of(plugin.formats()[format_name], config.data)
     reader = RowReader(format_name, columns)
     context_len = resolve.cutoff_len(config)
-    surveys: list[Survey] = []
+    survey = Survey()
     sample: list[tuple[bytes, Row]] = []
     scale: dict[Split, float] = {}
     for split, scanned in resolve.sources(config.data).items():
@@ -86,11 +88,16 @@ def sample_stats(config: RunConfig) -> DataStats:
         read = list(_affordable(chunks))
         scale[split] = sum(c.size_bytes for c in chunks) / sum(c.size_bytes for c in read)
         for chunk in read:
-            surveys.append(_survey(reader, task, chunk, split, config, sample))
+            survey.begin(chunk.path, split)
+            for reading in reader.read(chunk):
+                _refuse_if_asked(reading, config)
+                key = survey.read(reading, task)
+                if split == "train" and key is not None and reading.value is not None:
+                    _keep_if_small(sample, key, reading.value)
     _keep_smallest(sample)
-    decide(surveys, config.data, config.train.seed, Dropped())
+    decide(survey, config.data, config.train.seed, Dropped())
     complete = all(factor == 1 for factor in scale.values())
-    labels = labels_of(surveys, task, config.data, complete=complete)
+    labels = labels_of(survey, task, config.data, complete=complete)
     if complete and config.task is not None:
         task.check(config.task, labels)
     context = EncodeContext(context_len, labels)
@@ -104,7 +111,7 @@ def sample_stats(config: RunConfig) -> DataStats:
             "Raise data.cutoff_len, or look at the rows.",
         )
     return DataStats(
-        rows=_rows(surveys, scale, config.data.max_samples),
+        rows=_rows(survey, scale, config.data.max_samples),
         mean_tokens=sum(lengths) / len(lengths),
         max_tokens=max(lengths),
         labels=labels,
@@ -121,23 +128,10 @@ def _affordable(chunks: list[Chunk]) -> Iterator[Chunk]:
         yield chunk
 
 
-def _survey(
-    reader: RowReader,
-    task: Task,
-    chunk: Chunk,
-    split: Split,
-    config: RunConfig,
-    sample: list[tuple[bytes, Row]],
-) -> Survey:
-    survey = Survey(chunk.path, split)
-    for reading in reader.read(chunk):
-        _refuse_if_asked(reading, config)
-        key = survey.read(reading, task)
-        if split == "train" and key is not None and reading.value is not None:
-            sample.append((key, reading.value))
-            if len(sample) > 8 * _SAMPLED_ROWS:
-                _keep_smallest(sample)
-    return survey
+def _keep_if_small(sample: list[tuple[bytes, Row]], key: bytes, row: Row) -> None:
+    sample.append((key, row))
+    if len(sample) > 8 * _SAMPLED_ROWS:
+        _keep_smallest(sample)
 
 
 def _keep_smallest(sample: list[tuple[bytes, Row]]) -> None:
@@ -150,14 +144,12 @@ def _refuse_if_asked(reading: Reading, config: RunConfig) -> None:
         raise DataError(f"{reading.error}.", "Mend the row, or set data.on_bad_row to skip.")
 
 
-def _rows(
-    surveys: list[Survey], scale: dict[Split, float], max_samples: int | None
-) -> dict[str, int]:
+def _rows(survey: Survey, scale: dict[Split, float], max_samples: int | None) -> dict[str, int]:
     rows: dict[str, float] = dict.fromkeys(SPLITS, 0.0)
-    for survey in surveys:
-        for fate in survey.fates:
-            if fate in rows:
-                rows[fate] += scale[survey.origin]
+    for chunk, mine in survey.by_chunk():
+        counts = np.bincount(survey.fates[mine], minlength=len(FATES))
+        for split, count in zip(SPLITS, counts[TRAIN:].tolist(), strict=False):
+            rows[split] += count * scale[chunk.origin]
     if max_samples is not None:
         rows["train"] = min(rows["train"], max_samples)
     return {split: round(count) for split, count in rows.items()}

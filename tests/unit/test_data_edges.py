@@ -19,6 +19,7 @@ from distft.config_sections import DataConfig, ModelConfig
 from distft.data import source, stats
 from distft.data.assign import Dropped, Survey, decide, labels_of
 from distft.data.resolve import detect
+from distft.data.split import FATES
 from distft.data.stats import sample_stats
 from distft.data.survey import key_of
 from distft.data.tokenize import encode_row
@@ -37,22 +38,27 @@ def config(model: Path, train: Path, task: str = "seq_cls", **data: Any) -> RunC
     return parse({"model": str(model), "task": task, "data": {"train": str(train), **data}})
 
 
-def split(rows: list[tuple[str, str]], seed: int = 0, **data: Any) -> tuple[Survey, list[str]]:
+def names(survey: Survey) -> list[str]:
+    return [FATES[fate] for fate in survey.fates]
+
+
+def split(rows: list[tuple[str, str]], seed: int = 0, **data: Any) -> tuple[list[str], list[str]]:
     """Rows of text and label as preparation splits them, and the classes it finds."""
-    survey = Survey("rows.csv", "train")
+    survey = Survey()
+    survey.begin("rows.csv", "train")
     for i, (text, label) in enumerate(rows):
         survey.add(i + 1, key_of(text), label, [label])
     settings = DataConfig(train="rows.csv", **data)
-    decide([survey], settings, seed, Dropped())
-    return survey, labels_of([survey], tasks()["seq_cls"], settings)
+    decide(survey, settings, seed, Dropped())
+    return names(survey), labels_of(survey, tasks()["seq_cls"], settings)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_class_of_one_row_is_trained_on_and_of_two_is_not_lost_to_both_shares(seed: int) -> None:
     rows = [(f"text {i}", "common") for i in range(200)]
     rows += [("alone", "rare"), ("first", "pair"), ("second", "pair")]
-    survey, labels = split(rows, seed)
-    fates = Counter((label, fate) for (_, label), fate in zip(rows, survey.fates, strict=True))
+    found, labels = split(rows, seed)
+    fates = Counter((label, fate) for (_, label), fate in zip(rows, found, strict=True))
     assert labels == ["common", "pair", "rare"]
     assert fates["rare", "train"] == 1
     assert fates["pair", "train"] >= 1
@@ -61,27 +67,33 @@ def test_a_class_of_one_row_is_trained_on_and_of_two_is_not_lost_to_both_shares(
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_row_with_the_only_one_of_its_classes_is_trained_on(seed: int) -> None:
-    survey = Survey("rows.jsonl", "train")
+    survey = Survey()
+    survey.begin("rows.jsonl", "train")
     for i in range(60):
-        names = ["O", "B-PER"] if i % 3 else ["O"]
-        survey.add(i + 1, key_of(str(i)), None, [*names, f"B-ONCE{i}"] if i % 10 == 0 else names)
+        tags = ["O", "B-PER"] if i % 3 else ["O"]
+        survey.add(i + 1, key_of(str(i)), None, [*tags, f"B-ONCE{i}"] if i % 10 == 0 else tags)
     settings = DataConfig(train="rows.jsonl", eval=0.25, test=0.25)
-    decide([survey], settings, seed, Dropped())
-    assert [survey.fates[i] for i in range(0, 60, 10)] == ["train"] * 6
-    assert len(labels_of([survey], tasks()["token_cls"], settings)) == 8
-    assert 24 <= survey.fates.count("eval") + survey.fates.count("test") <= 30
+    decide(survey, settings, seed, Dropped())
+    fates = names(survey)
+    assert fates[::10] == ["train"] * 6
+    assert len(labels_of(survey, tasks()["token_cls"], settings)) == 8
+    assert 24 <= fates.count("eval") + fates.count("test") <= 30
 
 
 def test_a_row_of_a_test_file_stays_there_and_its_class_is_refused() -> None:
-    train, test = Survey("t.jsonl", "train"), Survey("s.jsonl", "test")
+    survey = Survey()
+    survey.begin("t.jsonl", "train")
     for i in range(20):
-        train.add(i + 1, key_of(str(i)), None, ["O", "B-PER"])
-    test.add(1, key_of("held out"), None, ["B-ODD"])
+        survey.add(i + 1, key_of(str(i)), None, ["O", "B-PER"])
+    survey.begin("empty.jsonl", "train")
+    survey.begin("s.jsonl", "test")
+    survey.add(1, key_of("held out"), None, ["B-ODD"])
     settings = DataConfig(train="t.jsonl", test="s.jsonl")
-    decide([train, test], settings, 0, Dropped())
-    assert test.fates == ["test"]
+    decide(survey, settings, 0, Dropped())
+    assert names(survey)[20:] == ["test"]
+    assert [len(codes) for codes in survey.codes()] == [20, 0, 1]
     with pytest.raises(DataError, match=r"s\.jsonl:1: label 'B-ODD' in the test rows is never"):
-        labels_of([train, test], tasks()["token_cls"], settings)
+        labels_of(survey, tasks()["token_cls"], settings)
 
 
 def test_a_split_may_lack_classes_that_training_has(tmp_path: Path, tiny_bert: Path) -> None:
