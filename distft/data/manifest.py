@@ -93,6 +93,8 @@ class Manifest(_Part):
     cutoff_len: int
     tokenizer: TokenizerInfo
     splits: dict[str, SplitInfo]
+    tokenized_rows: int = 0
+    """Rows tokenized to make them, over all attempts: where one was interrupted, some twice."""
     dropped: dict[str, int]
     """Rows in no split, by reason."""
     dropped_rows: list[DroppedRow]

@@ -25,8 +25,9 @@ import ray.data
 from distft import errors, hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
-from distft.data import files, resolve
+from distft.data import files, finished, resolve
 from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
+from distft.data.finished import Finished, Refused
 from distft.data.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -65,8 +66,8 @@ _SURVEYED = pa.schema(
         ("fatal", pa.string()),
     ]
 )
+_REFUSED = ["place", "row", "split", "reason"]
 _FOUND = [
-    ("chunk", pa.int32()),
     ("row", pa.int64()),
     ("split", pa.int8()),
     ("reason", pa.string()),
@@ -90,7 +91,8 @@ class _Job:
 def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Path, Manifest]:
     """Return the prepared data of a configuration, making them when they do not exist yet.
 
-    Ray must be initialised. Writes `<output_dir>/prepared/<key>/`; an error leaves nothing there.
+    Ray must be initialised. Writes `<output_dir>/prepared/<key>/`; an error in the rows leaves
+    nothing there, an interruption the finished shards, from where the next call goes on.
 
     Args:
         config: The configuration.
@@ -110,15 +112,13 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Pat
     with _locked(root):
         if (root / MANIFEST_FILE).is_file():
             return root, load_manifest(root)
-        # Without a manifest it is what an interrupted preparation left.
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
         try:
             manifest = _make(config, task, format_name, key, root, progress)
             save_manifest(root, manifest)
-        except BaseException:
+        except DistftError:
             shutil.rmtree(root, ignore_errors=True)
             raise
+        (root / finished.FINISHED_FILE).unlink(missing_ok=True)
     return root, manifest
 
 
@@ -146,6 +146,7 @@ def _make(
     root: Path,
     progress: Progress | None,
 ) -> Manifest:
+    begun = finished.take_up(root)
     sources = resolve.sources(config.data)
     columns = resolve.columns_of(plugin.formats()[format_name], config.data)
     chunks = [
@@ -167,7 +168,7 @@ def _make(
     labels = labels_of(survey, task, config.data)
     cutoff_len = resolve.cutoff_len(config)
     job = replace(job, context=EncodeContext(cutoff_len, labels))
-    splits = _tokenize(job, survey.codes(), root, dropped, progress)
+    splits, tokenized = _tokenize(job, survey.codes(), root, begun, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
         key=key,
@@ -178,6 +179,7 @@ def _make(
         cutoff_len=cutoff_len,
         tokenizer=TokenizerInfo(name=config.model.id, sha256=resolve.tokenizer_hash(config.model)),
         splits=splits,
+        tokenized_rows=tokenized,
         dropped=dict(dropped.counts.most_common()),
         dropped_rows=dropped.rows,
         sources=[
@@ -194,7 +196,7 @@ def _make(
 def _survey(job: _Job, origins: Sequence[Split]) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
-    for table in _run(job, _survey_chunks, [b""] * len(job.chunks)):
+    for table in _run(job, _survey_chunks, [(i, b"") for i in range(len(job.chunks))]):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
         if job.stop_at_bad_row:
@@ -219,35 +221,54 @@ def _tokenize(
     job: _Job,
     wanted: Sequence[bytes],
     root: Path,
+    begun: Finished,
     dropped: Dropped,
     progress: Progress | None,
-) -> dict[str, SplitInfo]:
+) -> tuple[dict[str, SplitInfo], int]:
+    """Write the shards; return what they hold, and how many rows were tokenized for them."""
     assert job.context is not None
     task, classes = plugin.tasks()[job.task], len(job.context.labels)
-    columns = encoded_schema(task).names
-    writers = {split: ShardWriter(root, split, task, classes) for split in SPLITS}
-    total, done = sum(len(codes) - codes.count(0) for codes in wanted), 0
-    for table in _run(job, _Encoder, wanted):
+    writers = {split: ShardWriter(root, split, task, classes, begun.of(split)) for split in SPLITS}
+    refused = list(begun.refused)
+    left = begun.left(wanted)
+    total = _rows(wanted)
+    done, tokenized = total - _rows(left), begun.tokenized_rows
+    # A chunk of which nothing is left is not read again.
+    items = [(i, codes) for i, codes in enumerate(left) if codes.count(0) < len(codes)]
+    for table in _run(job, _Encoder, items):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
-        bad = pc.is_valid(table["reason"])
-        for item in table.filter(bad).select(["chunk", "row", "reason"]).to_pylist():
-            path = job.chunks[item["chunk"]].path
+        good = pc.is_null(table["reason"])
+        for item in table.filter(pc.invert(good)).select(_REFUSED).to_pylist():
+            path = job.chunks[finished.chunk_of(item["place"])].path
             if job.stop_at_bad_row:
                 raise DataError(f"{path}:{item['row']}: {item['reason']}.", _MEND)
-            dropped.add(path, item["row"], item["reason"])
+            split = SPLITS[item["split"] - 1]
+            refused.append(Refused(**{**item, "split": split}))
+        done, tokenized = done + table.num_rows, tokenized + table.num_rows
+        ended = False
         for code, split in enumerate(SPLITS, start=1):
-            mine = pc.and_(pc.equal(table["split"], code), pc.invert(bad))
-            writers[split].add(table.filter(mine).select(columns))
-        done += table.num_rows
+            mine = pc.and_(pc.equal(table["split"], code), good)
+            ended |= writers[split].add(table.filter(mine))
+        if ended:
+            infos = {split: (writer.finished, writer.place) for split, writer in writers.items()}
+            finished.save(root, infos, refused, tokenized)
         if progress is not None:
             progress(done, total)
-    return {split: writer.close() for split, writer in writers.items()}
+    for one in sorted(refused, key=lambda one: one.place):
+        dropped.add(job.chunks[finished.chunk_of(one.place)].path, one.row, one.reason)
+    return {split: writer.close() for split, writer in writers.items()}, tokenized
 
 
-def _run(job: _Job, stage: Any, codes: Sequence[bytes]) -> Iterator[pa.Table]:
-    """Yield the tables a stage makes of the job's chunks, in order."""
-    items = [{"chunk": i, "codes": code} for i, code in enumerate(codes)]
+def _rows(wanted: Sequence[bytes]) -> int:
+    return sum(len(codes) - codes.count(0) for codes in wanted)
+
+
+def _run(job: _Job, stage: Any, chunks: Sequence[tuple[int, bytes]]) -> Iterator[pa.Table]:
+    """Yield the tables a stage makes of chunks, named by number and with their codes, in order."""
+    if not chunks:
+        return
+    items = [{"chunk": number, "codes": codes} for number, codes in chunks]
     how = _actors(job) if isinstance(stage, type) else {"fn_args": (job,)}
     with ray.data.DataContext.current(ordered_context()), warnings.catch_warnings():
         # `max_restarts` has no other spelling in this Ray.
@@ -308,10 +329,11 @@ class _Encoder:
 
     def _rows(self, number: int, codes: bytes) -> Iterator[dict[str, Any]]:
         readings: Iterable[Reading] = self._job.reader.read(self._job.chunks[number])
-        for code, reading in zip(codes, readings, strict=True):
+        for at, (code, reading) in enumerate(zip(codes, readings, strict=True)):
             if not code or reading.value is None:
                 continue
-            yield {"chunk": number, "row": reading.row, "split": code, **self._encode(reading)}
+            place = finished.place_of(number, at)
+            yield {"place": place, "row": reading.row, "split": code, **self._encode(reading)}
 
     def _encode(self, reading: Reading) -> dict[str, Any]:
         assert reading.value is not None

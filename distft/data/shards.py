@@ -21,6 +21,8 @@ from distft.plugin import Task
 
 GROUP_ROWS = 256
 SHARD_ROWS = 65_536
+SHARD_TOKENS = 16 << 20
+"""A shard ends where either is reached: what an interruption can lose is bounded."""
 CACHE_BYTES = 512 << 20
 """Decoded row groups one process keeps; a window of the order holds 64 of them."""
 
@@ -52,7 +54,8 @@ def encoded_schema(task: Task) -> pa.Schema:
         task: Whose samples.
 
     Returns:
-        `Encoded` as columns, and `targets`.
+        `Encoded` as columns, `targets`, and where the row stood (see `finished.place_of`), which
+        only grows; null where nothing is ever interrupted.
     """
     return pa.schema(
         [
@@ -61,6 +64,7 @@ def encoded_schema(task: Task) -> pa.Schema:
             ("second", pa.int32()),
             ("truncated", pa.bool_()),
             ("targets", pa.int32()),
+            ("place", pa.int64()),
         ]
     )
 
@@ -93,40 +97,43 @@ class Sample:
 class ShardWriter:
     """Writes one split in the order samples come; ids are 0 to rows - 1."""
 
-    def __init__(self, root: Path, split: str, task: Task, classes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        task: Task,
+        classes: int,
+        begun: tuple[SplitInfo, int] | None = None,
+    ) -> None:
         self._root = root
         self._split = split
         self._task = task
         self._schema = schema(task)
-        self._info = SplitInfo(label_counts=[0] * classes)
+        self._columns = encoded_schema(task).names
+        self._info, self.place = begun or (SplitInfo(label_counts=[0] * classes), -1)
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
         self._writer: pq.ParquetWriter | None = None
         self._groups: list[int] = []
+        self._shard_tokens = 0
+        self.finished = self._info.model_copy(deep=True)
+        """What the finished shards hold; `place` is that of the last row in them."""
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, table: pa.Table) -> bool:
         """Take the next samples; whole row groups are written at once.
 
         Args:
             table: Columns of `encoded_schema`.
+
+        Returns:
+            Whether a shard was finished.
         """
-        if not table.num_rows:
-            return
-        lengths = pc.list_value_length(table["input_ids"])
-        info = self._info
-        info.rows += table.num_rows
-        info.tokens += pc.sum(lengths).as_py()
-        info.targets += pc.sum(table["targets"]).as_py()
-        info.truncated += pc.sum(table["truncated"]).as_py()
-        info.max_length = max(info.max_length, pc.max(lengths).as_py())
-        first = info.rows - table.num_rows
-        ids = pa.array(range(first, info.rows), pa.int64())
-        lengths = lengths.cast(pa.int32())
-        columns = [ids, table["input_ids"], table["labels"], lengths, table["second"]]
-        self._waiting.append(pa.table(columns, schema=self._schema))
-        self._count(table["labels"])
-        self._waiting_rows += table.num_rows
-        self._write(self._waiting_rows // GROUP_ROWS * GROUP_ROWS)
+        shards = len(self._info.shards)
+        if table.num_rows:
+            self._waiting.append(table.select(self._columns))
+            self._waiting_rows += table.num_rows
+            self._write(self._waiting_rows // GROUP_ROWS * GROUP_ROWS)
+        return len(self._info.shards) > shards
 
     def close(self) -> SplitInfo:
         """Write what waits and finish the last shard.
@@ -139,38 +146,53 @@ class ShardWriter:
         self._info.mean_length = self._info.tokens / self._info.rows if self._info.rows else 0.0
         return self._info
 
-    def _count(self, labels: pa.ChunkedArray) -> None:
-        classes = len(self._info.label_counts)
-        if not classes:
-            return
-        values = pc.list_flatten(labels).to_numpy()
-        if self._task.labels == "vector":
-            found = values.reshape(-1, classes).sum(axis=0)
-        else:
-            found = np.bincount(values[values >= 0], minlength=classes)
-        self._info.label_counts = [
-            before + int(more) for before, more in zip(self._info.label_counts, found, strict=True)
-        ]
-
     def _write(self, rows: int) -> None:
         if not rows:
             return
         table = pa.concat_tables(self._waiting).combine_chunks()
         for start in range(0, rows, GROUP_ROWS):
-            group = table.slice(start, min(GROUP_ROWS, rows - start))
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path(), self._schema, compression="zstd")
-            self._writer.write_table(group, row_group_size=GROUP_ROWS)
-            self._groups.append(group.num_rows)
-            if sum(self._groups) >= SHARD_ROWS:
-                self._finish_shard()
+            self._write_group(table.slice(start, min(GROUP_ROWS, rows - start)))
         self._waiting = [table.slice(rows)]
         self._waiting_rows -= rows
+
+    def _write_group(self, group: pa.Table) -> None:
+        first = self._info.rows
+        lengths = pc.list_value_length(group["input_ids"]).cast(pa.int32())
+        self._count(group, lengths)
+        ids = pa.array(range(first, self._info.rows), pa.int64())
+        columns = [ids, group["input_ids"], group["labels"], lengths, group["second"]]
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path(), self._schema, compression="zstd")
+        written = pa.table(columns, schema=self._schema)
+        self._writer.write_table(written, row_group_size=GROUP_ROWS)
+        self._groups.append(group.num_rows)
+        if sum(self._groups) >= SHARD_ROWS or self._shard_tokens >= SHARD_TOKENS:
+            self._finish_shard(group["place"][-1].as_py())
+
+    def _count(self, group: pa.Table, lengths: pa.ChunkedArray) -> None:
+        info, tokens = self._info, pc.sum(lengths).as_py()
+        self._shard_tokens += tokens
+        info.rows += group.num_rows
+        info.tokens += tokens
+        info.targets += pc.sum(group["targets"]).as_py()
+        info.truncated += pc.sum(group["truncated"]).as_py()
+        info.max_length = max(info.max_length, pc.max(lengths).as_py())
+        classes = len(info.label_counts)
+        if not classes:
+            return
+        values = pc.list_flatten(group["labels"]).to_numpy()
+        if self._task.labels == "vector":
+            found = values.reshape(-1, classes).sum(axis=0)
+        else:
+            found = np.bincount(values[values >= 0], minlength=classes)
+        info.label_counts = [
+            before + int(more) for before, more in zip(info.label_counts, found, strict=True)
+        ]
 
     def _path(self) -> Path:
         return self._root / f"{self._split}-{len(self._info.shards):05d}.parquet"
 
-    def _finish_shard(self) -> None:
+    def _finish_shard(self, place: int | None = None) -> None:
         if self._writer is None:
             return
         self._writer.close()
@@ -184,7 +206,9 @@ class ShardWriter:
                 sha256=file_sha256(path),
             )
         )
-        self._writer, self._groups = None, []
+        self._writer, self._groups, self._shard_tokens = None, [], 0
+        self.finished = self._info.model_copy(deep=True)
+        self.place = self.place if place is None else place
 
 
 @dataclass(frozen=True, eq=False)

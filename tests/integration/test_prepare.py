@@ -239,6 +239,57 @@ def test_leftovers_of_an_interrupted_preparation_are_replaced(
     assert load_manifest(root) == manifest
 
 
+@pytest.mark.parametrize("moments", [(4,), (3, 1, 3), (7,)])
+def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
+    tmp_path: Path,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    moments: tuple[int, ...],
+) -> None:
+    from distft.data import finished, shards, source
+
+    monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 8192)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 256)
+    rows = [{"text": text, "label": label} for text, label in reviews(1500)]
+    # Special tokens pass the first look and leave none of their own in the second.
+    rows[::97] = [{"text": "</s>" * (i + 1), "label": "pos"} for i in range(len(rows[::97]))]
+    file = write_jsonl(tmp_path / "r.jsonl", rows)
+    _, unbroken = prepare(make_config(file))
+    assert unbroken.tokenized_rows == 1500
+    assert unbroken.dropped == {"the row has no token, or special ones only": 16}
+    config = make_config(file).model_copy(update={"output_dir": str(tmp_path / "again")})
+    whole: dict[Path, int] = {}
+    for moment in moments:
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, progress=Interrupt(moment))
+        (root,) = (path for path in prepared(config).iterdir() if path.is_dir())
+        with pytest.raises(DataError, match=r"manifest\.json is missing"):
+            load_manifest(root)
+        assert {path: path.stat().st_mtime_ns for path in whole} == whole
+        state = finished.Finished.model_validate_json((root / "finished.json").read_bytes())
+        files = [root / one.file for info in state.splits.values() for one in info.shards]
+        assert len(files) >= max(1, len(whole))
+        whole = {path: path.stat().st_mtime_ns for path in files}
+    root, manifest = prepare(config)
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert manifest.tokenized_rows - 1500 in range(1, 600 * len(moments))
+    assert manifest.model_copy(update={"tokenized_rows": 1500}) == unbroken
+    names = {shard.file for info in manifest.splits.values() for shard in info.shards}
+    assert {path.name for path in root.iterdir()} == {"manifest.json", *names}
+
+
+class Interrupt:
+    """A progress that is interrupted when it is told of something for so many times."""
+
+    def __init__(self, moment: int) -> None:
+        self.left = moment
+
+    def __call__(self, done: int, total: int) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
 def test_a_broken_shard_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(write_csv(tmp_path / "r.csv", reviews(60)))
     root, manifest = prepare(config)
