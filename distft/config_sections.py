@@ -64,6 +64,8 @@ class DataConfig(Section):
     cutoff_len: Annotated[int, Field(ge=8)] | None = None
     """Longest sample in tokens; longer ones are truncated and counted. Default: 512 or the
     model's own limit, whichever is smaller."""
+    train_on_prompt: bool = False
+    """Of conversations: train on everything, not on the answers only."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many usable training rows."""
     on_bad_row: Literal["skip", "fail"] = "skip"

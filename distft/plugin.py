@@ -60,6 +60,10 @@ class UnusableRow(Exception):  # noqa: N818 - not an error of the run: the row i
     """A row that cannot be trained on; its text is the reason counted in the manifest."""
 
 
+class TrainsNothing(UnusableRow):
+    """A row that can be read and would yet add nothing to the loss."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Format:
     """How raw rows of one shape become canonical rows."""
@@ -99,6 +103,8 @@ class EncodeContext:
     """Most tokens a sample may have."""
     labels: Sequence[str] = ()
     """Class names in id order, from the training rows."""
+    train_on_prompt: bool = False
+    """Of a conversation all is trained on, not the answers only."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,9 @@ class Task:
         list[dict[str, Any]],
     ]
     """(model, tokenizer, rows, context, config) -> one JSON-able prediction per row, in order."""
+    ends: Callable[[PreTrainedTokenizerBase], set[int]] | None = None
+    """Tokenizer -> the ids of which one must end what is trained, or the model never learns to
+    stop; None: nothing is written."""
     reference: Callable[[Row], tuple[Row, str]] | None = None
     """Row -> (what `predict` is to answer, the text it should answer with); None: a prediction is
     no text, or there is none that is right. Raises UnusableRow."""

@@ -17,7 +17,7 @@ from distft.data.shards import Sample, open_split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import ConfigError, DataError, PlanError
-from distft.plugin import EncodeContext, Encoded, Row, Task
+from distft.plugin import EncodeContext, Encoded, Row, Task, UnusableRow
 from distft.records import RunRecord, read_record, write_text
 from distft.train.batch import make_collator
 from distft.train.evaluate import Rows, evaluate
@@ -244,7 +244,7 @@ def _load(run_dir: Path) -> _Run:
         task=task,
         engine=InferenceEngine(hf.load_folder(run_dir / "model", task), bf16=config.train.bf16),
         tokenizer=hf.load_tokenizer(config.model),
-        context=EncodeContext(resolve.cutoff_len(config), record.data.labels),
+        context=resolve.context(config, record.data.labels),
     )
 
 
@@ -273,7 +273,7 @@ def _encoded(
     """Yield the rows that can be evaluated, and count the others."""
     task = run.task
     for reading in readings:
-        outcome: Encoded | str = reading.reason
+        outcome: Encoded | UnusableRow | str = reading.reason
         if reading.value is not None:
             for label in task.classes(reading.value) if task.classes else ():
                 if label not in run.context.labels:
@@ -285,8 +285,8 @@ def _encoded(
             outcome = encode_row(reading.value, task, run.tokenizer, run.context)
         if reading.value is not None and isinstance(outcome, Encoded):
             yield reading.value, outcome
-        elif isinstance(outcome, str):
-            skipped[outcome] = skipped.get(outcome, 0) + 1
+        else:
+            skipped[str(outcome)] = skipped.get(str(outcome), 0) + 1
 
 
 def _first(skipped: dict[str, int]) -> str:

@@ -29,6 +29,8 @@ class Refused(BaseModel):
     row: int
     """Its number in the file."""
     reason: str
+    untrained: bool
+    """It could be read, and nothing of it would be trained."""
 
 
 class Finished(BaseModel):

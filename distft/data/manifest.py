@@ -39,7 +39,9 @@ class SplitInfo(_Part):
     targets: int = 0
     """Terms of the loss: trained tokens, or one per row."""
     truncated: int = 0
-    """Rows cut at `cutoff_len`."""
+    """Rows shortened to `cutoff_len`."""
+    ended: int = 0
+    """Rows in which the end of what is written is trained."""
     mean_length: float = 0.0
     """Tokens per row."""
     max_length: int = 0

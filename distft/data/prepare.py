@@ -28,6 +28,7 @@ from distft.config_sections import ModelConfig
 from distft.data import files, finished, resolve
 from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
 from distft.data.finished import Finished, Refused
+from distft.data.guard import check_trained
 from distft.data.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -44,7 +45,7 @@ from distft.data.stream import ordered_context
 from distft.data.survey import Reading, RowReader, key_of
 from distft.data.tokenize import encode_row
 from distft.errors import DataError, DistftError
-from distft.plugin import EncodeContext, Encoded, Task
+from distft.plugin import EncodeContext, Encoded, Task, TrainsNothing
 
 Progress = Callable[[int, int], None]
 """(rows tokenized, rows in all)."""
@@ -66,11 +67,12 @@ _SURVEYED = pa.schema(
         ("fatal", pa.string()),
     ]
 )
-_REFUSED = ["place", "row", "split", "reason"]
+_REFUSED = ["place", "row", "split", "reason", "untrained"]
 _FOUND = [
     ("row", pa.int64()),
     ("split", pa.int8()),
     ("reason", pa.string()),
+    ("untrained", pa.bool_()),
     ("fatal", pa.string()),
 ]
 """What comes with each tokenized sample."""
@@ -166,8 +168,7 @@ def _make(
     dropped = Dropped()
     decide(survey, config.data, config.train.seed, dropped)
     labels = labels_of(survey, task, config.data)
-    cutoff_len = resolve.cutoff_len(config)
-    job = replace(job, context=EncodeContext(cutoff_len, labels))
+    job = replace(job, context=resolve.context(config, labels))
     splits, tokenized = _tokenize(job, survey.codes(), root, begun, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
@@ -176,7 +177,7 @@ def _make(
         format=format_name,
         columns=columns,
         labels=labels,
-        cutoff_len=cutoff_len,
+        cutoff_len=resolve.cutoff_len(config),
         tokenizer=TokenizerInfo(name=config.model.id, sha256=resolve.tokenizer_hash(config.model)),
         splits=splits,
         tokenized_rows=tokenized,
@@ -255,9 +256,13 @@ def _tokenize(
             finished.save(root, infos, refused, tokenized)
         if progress is not None:
             progress(done, total)
-    for one in sorted(refused, key=lambda one: one.place):
+    refused.sort(key=lambda one: one.place)
+    for one in refused:
         dropped.add(job.chunks[finished.chunk_of(one.place)].path, one.row, one.reason)
-    return {split: writer.close() for split, writer in writers.items()}, tokenized
+    written: dict[str, SplitInfo] = {split: w.close() for split, w in writers.items()}
+    refused_of_train = [one for one in refused if one.split == "train"]
+    check_trained(task, written["train"], refused_of_train, [chunk.path for chunk in job.chunks])
+    return written, tokenized
 
 
 def _rows(wanted: Sequence[bytes]) -> int:
@@ -319,6 +324,7 @@ class _Encoder:
         self._job = job
         self._task = plugin.tasks()[job.task]
         self._tokenizer = hf.load_tokenizer(job.model)
+        self._ends = self._task.ends(self._tokenizer) if self._task.ends else set()
         self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -340,12 +346,13 @@ class _Encoder:
         assert self._job.context is not None
         encoded = encode_row(reading.value, self._task, self._tokenizer, self._job.context)
         if not isinstance(encoded, Encoded):
-            return {"reason": encoded}
+            return {"reason": str(encoded), "untrained": isinstance(encoded, TrainsNothing)}
         return {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
             "second": encoded.second,
             "truncated": encoded.truncated,
+            "ended": not self._ends.isdisjoint(encoded.labels),
             "targets": self._task.num_targets(encoded.labels),
         }
 

@@ -23,9 +23,9 @@ from distft.data.rows import read_chunk
 from distft.data.source import SourceFile
 from distft.data.split import SPLITS, Split
 from distft.errors import ConfigError, DataError, nearest
-from distft.plugin import Format, Task, UnusableRow
+from distft.plugin import EncodeContext, Format, Task, UnusableRow
 
-DATA_VERSION = 3
+DATA_VERSION = 4
 """Raised when prepared data of an earlier version must not be used any more."""
 
 DEFAULT_CUTOFF_LEN = 512
@@ -253,6 +253,22 @@ def cutoff_len(config: RunConfig) -> int:
     return wanted
 
 
+def context(config: RunConfig, labels: Sequence[str]) -> EncodeContext:
+    """Return what the task of a configuration may know while it encodes rows.
+
+    Args:
+        config: The configuration.
+        labels: Class names in id order.
+
+    Returns:
+        Length, classes and what of a conversation is trained on.
+
+    Raises:
+        ConfigError: The length is more than the model allows.
+    """
+    return EncodeContext(cutoff_len(config), labels, config.data.train_on_prompt)
+
+
 def prepared_key(config: RunConfig, task: Task, format_name: str) -> str:
     """Return what the prepared data depend on, as one hash.
 
@@ -283,6 +299,7 @@ def prepared_key(config: RunConfig, task: Task, format_name: str) -> str:
         "max_samples": data.max_samples,
         "tokenizer": tokenizer_hash(config.model),
         "cutoff_len": cutoff_len(config),
+        "train_on_prompt": data.train_on_prompt,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -63,6 +63,7 @@ def encoded_schema(task: Task) -> pa.Schema:
             ("labels", pa.list_(label_type(task))),
             ("second", pa.int32()),
             ("truncated", pa.bool_()),
+            ("ended", pa.bool_()),
             ("targets", pa.int32()),
             ("place", pa.int64()),
         ]
@@ -176,6 +177,7 @@ class ShardWriter:
         info.tokens += tokens
         info.targets += pc.sum(group["targets"]).as_py()
         info.truncated += pc.sum(group["truncated"]).as_py()
+        info.ended += pc.sum(group["ended"]).as_py() or 0
         info.max_length = max(info.max_length, pc.max(lengths).as_py())
         classes = len(info.label_counts)
         if not classes:

@@ -17,7 +17,7 @@ from distft.data.split import FATES, SPLITS, TRAIN, Split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import DataError
-from distft.plugin import EncodeContext, Encoded, Row
+from distft.plugin import Encoded, Row
 
 _SAMPLED_ROWS = 256
 _READ_BYTES = 64 << 20
@@ -79,7 +79,6 @@ def sample_stats(config: RunConfig) -> DataStats:
     task = plugin.tasks()[task_name]
     columns = resolve.columns_of(plugin.formats()[format_name], config.data)
     reader = RowReader(format_name, columns)
-    context_len = resolve.cutoff_len(config)
     survey = Survey()
     sample: list[tuple[bytes, Row]] = []
     scale: dict[Split, float] = {}
@@ -100,14 +99,14 @@ def sample_stats(config: RunConfig) -> DataStats:
     labels = labels_of(survey, task, config.data, complete=complete)
     if complete and config.task is not None:
         task.check(config.task, labels)
-    context = EncodeContext(context_len, labels)
+    context = resolve.context(config, labels)
     tokenizer = hf.load_tokenizer(config.model)
     encoded = (encode_row(row, task, tokenizer, context) for _, row in sample)
     lengths = [len(one.input_ids) for one in encoded if isinstance(one, Encoded)]
     if not lengths:
         raise DataError(
             f"None of {len(sample)} usable rows of data.train can be tokenized within "
-            f"{context_len} tokens.",
+            f"{context.cutoff_len} tokens.",
             "Raise data.cutoff_len, or look at the rows.",
         )
     return DataStats(

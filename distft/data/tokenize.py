@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distft.errors import DataError
-from distft.plugin import EncodeContext, Encoded, Row, Task, UnusableRow
+from distft.plugin import EncodeContext, Encoded, Row, Task, TrainsNothing, UnusableRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def encode_row(
     row: Row, task: Task, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
-) -> Encoded | str:
+) -> Encoded | UnusableRow:
     """Return a row's tokens, or why it cannot be used.
 
     Args:
@@ -23,7 +23,7 @@ def encode_row(
         context: Longest sample and class names.
 
     Returns:
-        The sample, or the reason to count the row under.
+        The sample, or what says the reason to count the row under.
 
     Raises:
         DataError: The task broke its contract: a sample longer than the cutoff.
@@ -31,7 +31,7 @@ def encode_row(
     try:
         encoded = task.encode(row, tokenizer, context)
     except UnusableRow as error:
-        return str(error)
+        return error.with_traceback(None)
     if len(encoded.input_ids) > context.cutoff_len:
         raise DataError(
             f"task {task.name} made a sample of {len(encoded.input_ids)} tokens "
@@ -40,9 +40,9 @@ def encode_row(
     # A tokenizer may drop all of a text, such as control characters, and still frame the nothing.
     frame = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if all(token in frame for token in encoded.input_ids):
-        return "the row has no token, or special ones only"
+        return UnusableRow("the row has no token, or special ones only")
     if task.labels == "sequence" and all(token in frame for token in encoded.labels):
-        return "the target has no token, or special ones only"
+        return UnusableRow("the target has no token, or special ones only")
     if task.num_targets(encoded.labels) == 0:
-        return "nothing in the row is trained on"
+        return TrainsNothing("nothing in the row is trained on")
     return encoded

@@ -56,14 +56,14 @@ def test_a_text_without_a_token_is_refused(
     assert tokenizer(text)["input_ids"], "the frame alone is no sample"
     asked = {key: [text] if key == "words" else text, **row}
     found = encode_row(asked, tasks()[task], tokenizer, EncodeContext(64, ["a", "b"]))
-    assert found == "the row has no token, or special ones only"
+    assert str(found) == "the row has no token, or special ones only"
 
 
 def test_a_target_without_a_token_is_refused(tiny_bert: Path) -> None:
     tokenizer = hf.load_tokenizer(ModelConfig(id=str(tiny_bert)))
     row = {"source": "good", "target": "\x00"}
     found = encode_row(row, tasks()["seq2seq"], tokenizer, EncodeContext(64))
-    assert found == "the target has no token, or special ones only"
+    assert str(found) == "the target has no token, or special ones only"
 
 
 def test_a_text_with_nothing_to_mask_is_refused(tiny_bert: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_text_with_nothing_to_mask_is_refused(tiny_bert: Path) -> None:
     row = {"text": SCRIPTS["emoji"]}
     assert set(tokenizer(row["text"])["input_ids"][1:-1]) == {tokenizer.unk_token_id}
     found = encode_row(row, tasks()["masked_lm"], tokenizer, EncodeContext(64))
-    assert found == "nothing in the row is trained on"
+    assert str(found) == "nothing in the row is trained on"
 
 
 @pytest.mark.parametrize(
@@ -195,11 +195,19 @@ def test_words_with_control_characters_keep_their_tags(chat_llama: Path) -> None
     assert [label for label in found.labels if label != -100] == [0, 1, 3]
 
 
-def test_a_question_of_100_000_characters_leaves_no_answer(chat_llama: Path) -> None:
+def test_a_question_of_100_000_characters_is_cut_and_its_answer_stays(chat_llama: Path) -> None:
     tokenizer = hf.load_tokenizer(ModelConfig(id=str(chat_llama)))
-    turns = [{"role": "user", "content": "w" * 100_000}, {"role": "assistant", "content": "a"}]
+    turns = [
+        {"role": "user", "content": "b" + "w" * 100_000 + "e"},
+        {"role": "assistant", "content": "a"},
+    ]
     found = encode_row({"messages": turns}, tasks()["sft"], tokenizer, EncodeContext(64))
-    assert found == "the answer lies beyond cutoff_len"
+    assert isinstance(found, Encoded)
+    assert found.truncated
+    asked = tokenizer.decode(found.input_ids)
+    assert asked.startswith("<s>user:bw")
+    assert asked.endswith("we</s><s>assistant:a</s>")
+    assert len(found.input_ids) == 64
 
 
 def test_null_columns_cost_their_row_only(tmp_path: Path) -> None:

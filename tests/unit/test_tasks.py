@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distft import hf, plugin
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError
-from distft.plugin import EncodeContext, LossSettings, Row, UnusableRow
+from distft.plugin import EncodeContext, LossSettings, Row, TrainsNothing, UnusableRow
 
 SEQ_CLS = plugin.tasks()["seq_cls"]
 SFT = plugin.tasks()["sft"]
@@ -286,7 +286,7 @@ def test_sft_masks_any_text(texts: list[str], smollm: Any) -> None:
 
 
 def test_sft_counts_what_it_cuts(smollm: Any) -> None:
-    messages = [turn("user", "Hi"), turn("assistant", "one two three four five six")]
+    messages = [turn("user", "Hi"), turn("assistant", "one two three four five six " * 9)]
     whole = trained(smollm, messages)
     length = len(whole.input_ids)
     assert not whole.truncated
@@ -300,8 +300,9 @@ def test_sft_counts_what_it_cuts(smollm: Any) -> None:
 
 def test_sft_cannot_use_an_answer_beyond_the_cutoff(smollm: Any) -> None:
     messages = [turn("user", "word " * 50), turn("assistant", "ok")]
-    with pytest.raises(UnusableRow, match="the answer lies beyond cutoff_len"):
-        trained(smollm, messages, 30)
+    assert trained(smollm, messages, 40).truncated
+    with pytest.raises(TrainsNothing, match="the answer lies beyond cutoff_len"):
+        trained(smollm, messages, 20)
 
 
 def test_sft_cannot_use_a_row_without_an_answer(smollm: Any) -> None:
