@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from distft import plugin
 from distft.errors import ConfigError
 from distft.plugin import Row, UnusableRow
 
@@ -19,6 +20,31 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def use_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Have a tokenizer write conversations by a named template, and end answers as it does.
+
+    Args:
+        tokenizer: Changed in place.
+        name: One of `distft templates`.
+
+    Raises:
+        ConfigError: The tokenizer lacks a special token of the template.
+    """
+    template = plugin.templates()[name]
+    known = set(tokenizer.get_vocab())
+    lacking = [token for token in template.tokens if token not in known]
+    if lacking:
+        able = [each.name for each in plugin.templates().values() if known >= set(each.tokens)]
+        raise ConfigError(
+            f"data.template: {name} needs the tokens {', '.join(lacking)}, which the tokenizer of "
+            f"{tokenizer.name_or_path} lacks.",
+            f"It can take {', '.join(able)}, or leave data.template out for the model's own.",
+        )
+    tokenizer.chat_template = template.text
+    if template.end is not None:
+        tokenizer.eos_token = template.end
 
 
 def render(
@@ -94,7 +120,7 @@ def _apply(
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{tokenizer.name_or_path} has no chat template, which task sft needs.",
-            "Take an instruction-tuned model, whose tokenizer brings its template.",
+            "Set data.template (see `distft templates`), or take an instruction-tuned model.",
         )
     return tokenizer.apply_chat_template(
         [dict(message) for message in messages],

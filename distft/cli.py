@@ -279,6 +279,14 @@ def formats(name: Variant = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def templates(name: Variant = None, as_json: Json = False) -> None:
+    """List the chat templates, or one with its text."""
+    with answer(as_json) as show:
+        rows = [vars(each) for each in plugin.templates().values()]
+        _list(show, rows, name, ("name", "summary"))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Check whether this machine can train, and say what to do."""
     from distft.doctor import examine

@@ -12,6 +12,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -64,6 +65,8 @@ class DataConfig(Section):
     cutoff_len: Annotated[int, Field(ge=8)] | None = None
     """Longest sample in tokens; longer ones are truncated and counted. Default: 512 or the
     model's own limit, whichever is smaller."""
+    template: str | None = None
+    """How conversations are written, one of `distft templates`; default: the tokenizer's own."""
     train_on_prompt: bool = False
     """Of conversations: train on everything, not on the answers only."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
@@ -71,13 +74,14 @@ class DataConfig(Section):
     on_bad_row: Literal["skip", "fail"] = "skip"
     """skip: count and list unusable rows in the manifest; fail: stop at the first."""
 
-    @field_validator("format")
+    @field_validator("format", "template")
     @classmethod
-    def _format_is_known(cls, name: str | None) -> str | None:
-        known = plugin.formats()
+    def _is_known(cls, name: str | None, info: ValidationInfo) -> str | None:
+        known = plugin.formats() if info.field_name == "format" else plugin.templates()
         if name is not None and name not in known:
             raise ValueError(
-                f"unknown format {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+                f"unknown {info.field_name} {name!r}{nearest(name, known)}; "
+                f"allowed: {', '.join(known)}"
             )
         return name
 

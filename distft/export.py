@@ -141,7 +141,7 @@ def _write(run_dir: Path, record: RunRecord, folder: Path, *, merge: bool) -> No
     _load_trained(run_dir, record, module)
     if merge:
         module = module.merge_and_unload()  # type: ignore[operator]  # PEFT's
-    hf.save_folder(module, config.model, folder)
+    hf.save_folder(module, config.model, folder, config.data.template)
 
 
 def _load_trained(run_dir: Path, record: RunRecord, module: nn.Module) -> None:

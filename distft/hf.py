@@ -16,7 +16,7 @@ import torch
 import transformers
 from torch import nn
 
-from distft import adapter, assets, heads, virtual_tokens
+from distft import adapter, assets, chat, heads, virtual_tokens
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 from distft.plugin import Quantization, Task
@@ -56,17 +56,18 @@ def model_path(model: ModelConfig) -> str:
     return str(folder.resolve())
 
 
-def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: ModelConfig, template: str | None = None) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer, padding on the right, with a padding token.
 
     Args:
         model: Which model.
+        template: How it writes conversations; None: as its files say.
 
     Returns:
         A fast tokenizer where the model has one.
 
     Raises:
-        ConfigError: There is none to load.
+        ConfigError: There is none to load, or it cannot take the template.
     """
     path = model_path(model)
     with _explained(model):
@@ -76,6 +77,8 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if template is not None:
+        chat.use_template(tokenizer, template)
     return tokenizer
 
 
@@ -281,13 +284,16 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
     return virtual_tokens.align(adapted).eval()
 
 
-def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
+def save_folder(
+    module: nn.Module, model: ModelConfig, folder: Path, template: str | None = None
+) -> None:
     """Write a trained module and its tokenizer as a Hugging Face folder, weights as safetensors.
 
     Args:
         module: A transformers model, or a PEFT adapter on one.
         model: Whose tokenizer goes with it.
         folder: Made if absent.
+        template: How it was taught to write conversations; None: as its files say.
     """
     module.save_pretrained(folder)  # type: ignore[operator]  # of transformers and of PEFT
     if initial := getattr(module, adapter.INITIAL, None):
@@ -295,7 +301,7 @@ def save_folder(module: nn.Module, model: ModelConfig, folder: Path) -> None:
     if (folder / "adapter_config.json").is_file():
         # The base's configuration with the labels: whoever loads the adapter needs the head's size.
         module.config.save_pretrained(folder)  # type: ignore[union-attr, operator]  # of transformers
-    load_tokenizer(model).save_pretrained(folder)
+    load_tokenizer(model, template).save_pretrained(folder)
 
 
 def quiet() -> None:

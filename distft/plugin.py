@@ -1,9 +1,9 @@
-"""What a fine-tuning method, a task and a data format are, and how their files are found.
+"""What a method, a task, a data format and a chat template are, and how their files are found.
 
 A variant is one file: `distft/methods/lora.py` declares `METHOD = Method(...)`, a task file
-`TASK`, a format file `FORMAT`. Nothing else names it: help, tables, JSON schema and the contract
-tests all come from `collect`. Variant files import no torch, transformers or peft at module
-level, so that listing them stays quick.
+`TASK`, a format file `FORMAT`, a template file `TEMPLATE`. Nothing else names it: help, tables,
+JSON schema and the contract tests all come from `collect`. Variant files import no torch,
+transformers or peft at module level, so that listing them stays quick.
 """
 
 from __future__ import annotations
@@ -81,6 +81,21 @@ class Format:
     """(raw row, columns) -> whether this format can read it."""
     read: Callable[[Mapping[str, Any], Mapping[str, str]], Row]
     """(raw row, columns) -> canonical row. Raises UnusableRow naming the missing or wrong field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """How a conversation is written for a model whose tokenizer says nothing better."""
+
+    name: str
+    summary: str
+    source: str
+    text: str
+    """Jinja as `apply_chat_template` of transformers takes it, answers in generation blocks."""
+    tokens: tuple[str, ...] = ()
+    """Special tokens the tokenizer must have, or their text would fall into pieces."""
+    end: str | None = None
+    """The token that ends a turn; None: the tokenizer's end of sequence."""
 
 
 @dataclass(frozen=True)
@@ -306,3 +321,8 @@ def tasks() -> dict[str, Task]:
 def formats() -> dict[str, Format]:
     """Return every data format by name."""
     return collect("distft.formats", "FORMAT")
+
+
+def templates() -> dict[str, Template]:
+    """Return every chat template by name."""
+    return collect("distft.templates", "TEMPLATE")

@@ -243,7 +243,7 @@ def _load(run_dir: Path) -> _Run:
         config=config,
         task=task,
         engine=InferenceEngine(hf.load_folder(run_dir / "model", task), bf16=config.train.bf16),
-        tokenizer=hf.load_tokenizer(config.model),
+        tokenizer=hf.load_tokenizer(config.model, config.data.template),
         context=resolve.context(config, record.data.labels),
     )
 

@@ -176,11 +176,22 @@ def _generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=_ends(model, tokenizer),
             **settings,
         )
     if not has_encoder:
         ids = ids[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids after which nothing more is written: the model's, and the tokenizer's end.
+
+    A template may have taught the model to end with another token than its files name.
+    """
+    known = getattr(model, "generation_config", None) and model.generation_config.eos_token_id  # type: ignore[union-attr]  # of a transformers model
+    ids = known if isinstance(known, list) else [known]
+    return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
 
 
 def answers(

@@ -83,6 +83,7 @@ class _Job:
     """What both passes need; goes to Ray workers."""
 
     model: ModelConfig
+    template: str | None
     task: str
     reader: RowReader
     chunks: list[Chunk]
@@ -159,6 +160,7 @@ def _make(
     ]
     job = _Job(
         model=config.model,
+        template=config.data.template,
         task=task.name,
         reader=RowReader(format_name, columns),
         chunks=[chunk for _, chunk in chunks],
@@ -178,7 +180,9 @@ def _make(
         columns=columns,
         labels=labels,
         cutoff_len=resolve.cutoff_len(config),
-        tokenizer=TokenizerInfo(name=config.model.id, sha256=resolve.tokenizer_hash(config.model)),
+        tokenizer=TokenizerInfo(
+            name=config.model.id, sha256=resolve.tokenizer_hash(config.model, config.data.template)
+        ),
         splits=splits,
         tokenized_rows=tokenized,
         dropped=dict(dropped.counts.most_common()),
@@ -323,7 +327,7 @@ class _Encoder:
     def __init__(self, job: _Job) -> None:
         self._job = job
         self._task = plugin.tasks()[job.task]
-        self._tokenizer = hf.load_tokenizer(job.model)
+        self._tokenizer = hf.load_tokenizer(job.model, job.template)
         self._ends = self._task.ends(self._tokenizer) if self._task.ends else set()
         self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
 

@@ -126,8 +126,10 @@ def detect(config: RunConfig) -> tuple[str, str]:
                 f"{', '.join(fitting)}.",
                 f"Name one, such as `task: {fitting[0]}`." if fitting else "",
             )
+        _check_conversation_keys(config.data, plugin.tasks()[fitting[0]])
         return format_name, fitting[0]
     task = plugin.tasks()[config.task.name]
+    _check_conversation_keys(config.data, task)
     if form.row not in task.rows:
         fitting = [f.name for f in plugin.formats().values() if f.row in task.rows]
         raise ConfigError(
@@ -136,6 +138,17 @@ def detect(config: RunConfig) -> tuple[str, str]:
             f"Formats for this task: {', '.join(fitting)}.",
         )
     return format_name, task.name
+
+
+def _check_conversation_keys(data: DataConfig, task: Task) -> None:
+    if "conversation" in task.rows:
+        return
+    for key in ("template", "train_on_prompt"):
+        if getattr(data, key):
+            raise ConfigError(
+                f"data.{key}: task {task.name} reads no conversations.",
+                f"Leave data.{key} out, or name a task that does, such as `task: sft`.",
+            )
 
 
 def _detect_format(config: RunConfig) -> str:
@@ -297,28 +310,29 @@ def prepared_key(config: RunConfig, task: Task, format_name: str) -> str:
         "seed": config.train.seed if by_share else None,
         "on_bad_row": data.on_bad_row,
         "max_samples": data.max_samples,
-        "tokenizer": tokenizer_hash(config.model),
+        "tokenizer": tokenizer_hash(config.model, data.template),
         "cutoff_len": cutoff_len(config),
         "train_on_prompt": data.train_on_prompt,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tokenizer_hash(model: ModelConfig) -> str:
+def tokenizer_hash(model: ModelConfig, template: str | None = None) -> str:
     """Return the hash of a tokenizer's files, its chat template included.
 
     Args:
         model: Whose tokenizer.
+        template: How it writes conversations; None: as its files say.
 
     Returns:
         64 hexadecimal digits; the same from the hub and from a folder.
     """
-    return _tokenizer_hash(model.model_dump_json())
+    return _tokenizer_hash(model.model_dump_json(), template)
 
 
 @lru_cache(maxsize=8)
-def _tokenizer_hash(model_json: str) -> str:
-    tokenizer = hf.load_tokenizer(ModelConfig.model_validate_json(model_json))
+def _tokenizer_hash(model_json: str, template: str | None) -> str:
+    tokenizer = hf.load_tokenizer(ModelConfig.model_validate_json(model_json), template)
     digest = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

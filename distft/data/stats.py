@@ -100,7 +100,7 @@ def sample_stats(config: RunConfig) -> DataStats:
     if complete and config.task is not None:
         task.check(config.task, labels)
     context = resolve.context(config, labels)
-    tokenizer = hf.load_tokenizer(config.model)
+    tokenizer = hf.load_tokenizer(config.model, config.data.template)
     encoded = (encode_row(row, task, tokenizer, context) for _, row in sample)
     lengths = [len(one.input_ids) for one in encoded if isinstance(one, Encoded)]
     if not lengths:

@@ -38,6 +38,7 @@ SURFACE = {
     "methods": {"NAME", "--matrix", "--json"},
     "tasks": {"NAME", "--json"},
     "formats": {"NAME", "--json"},
+    "templates": {"NAME", "--json"},
     "doctor": {"--json"},
     "schema": {"--json"},
     "version": {"--json"},
@@ -80,7 +81,7 @@ def test_no_command_shows_help() -> None:
     assert "Commands:" in done.stdout
 
 
-@pytest.mark.parametrize("table", ["methods", "tasks", "formats"])
+@pytest.mark.parametrize("table", ["methods", "tasks", "formats", "templates"])
 def test_tables_name_every_variant(table: str, capsys: pytest.CaptureFixture[str]) -> None:
     known = getattr(plugin, table)()
     assert cli.main([table]) == 0
@@ -98,7 +99,7 @@ def test_tables_name_every_variant(table: str, capsys: pytest.CaptureFixture[str
             assert table == "formats" or key in text_of_one
 
 
-@pytest.mark.parametrize("table", ["methods", "tasks", "formats"])
+@pytest.mark.parametrize("table", ["methods", "tasks", "formats", "templates"])
 def test_tables_fit_80_columns(
     table: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

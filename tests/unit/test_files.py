@@ -150,7 +150,7 @@ def test_a_bucket_is_listed_like_a_folder_and_read() -> None:
 def test_a_bucket_that_does_not_answer_is_said_with_its_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://localhost:9")
     with pytest.raises(DataError, match="k: s3://bucket/rows cannot be read") as caught:
         expand("s3://bucket/rows", "k")
     assert "credentials" in caught.value.hint

@@ -27,9 +27,9 @@ LAYERS = (
     ("hf", "adapter", "assets", "capacity", "gguf"),
     ("compat",),
     ("config", "config_file", "config_sections"),
-    ("methods", "tasks", "formats"),
+    ("methods", "tasks", "formats", "templates"),
     (
-        *("plugin", "fields", "records", "space"),
+        *("plugin", "fields", "records", "space", "chat"),
         *("heads", "virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
     ),
     ("errors",),

@@ -1,0 +1,1 @@
+"""One file per variant; each declares its constant (see distft.plugin)."""
