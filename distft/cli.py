@@ -282,8 +282,8 @@ def formats(name: Variant = None, as_json: Json = False) -> None:
 def templates(name: Variant = None, as_json: Json = False) -> None:
     """List the chat templates, or one with its text."""
     with answer(as_json) as show:
-        rows = [vars(each) for each in plugin.templates().values()]
-        _list(show, rows, name, ("name", "summary"))
+        rows = [{**vars(each), "what": each.summary} for each in plugin.templates().values()]
+        _list(show, rows, name, ("name", "what"))
 
 
 @app.command()

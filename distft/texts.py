@@ -176,8 +176,7 @@ def _generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=_ends(model, tokenizer),
-            **settings,
+            **{"eos_token_id": _ends(model, tokenizer), **settings},
         )
     if not has_encoder:
         ids = ids[:, batch["input_ids"].shape[1] :]

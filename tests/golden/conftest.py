@@ -131,6 +131,8 @@ def _write_shards(
             "labels": [targets for _, targets in chosen],
             "second": [0] * count,
             "truncated": [False] * count,
+            "ended": [False] * count,
+            "place": list(range(count)),
             "targets": [plugin.tasks()[task].num_targets(targets) for _, targets in chosen],
         }
         writer = ShardWriter(root, split, plugin.tasks()[task], len(labels))

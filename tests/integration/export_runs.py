@@ -73,15 +73,11 @@ def prepare(config: RunConfig, rows: list[Row]) -> Path:
     pending, splits = iter(rows), {}
     for split, count in ROWS.items():
         writer = ShardWriter(root, split, task, len(labels))
-        table: dict[str, list[Any]] = {name: [] for name in encoded_schema(task).names}
+        made: list[dict[str, Any]] = []
         for _ in range(count):
             encoded = task.encode(next(pending), tokenizer, context)
-            table["input_ids"].append(encoded.input_ids)
-            table["labels"].append(encoded.labels)
-            table["second"].append(encoded.second)
-            table["truncated"].append(encoded.truncated)
-            table["targets"].append(task.num_targets(encoded.labels))
-        writer.add(pa.table(table, schema=encoded_schema(task)))
+            made.append({**vars(encoded), "targets": task.num_targets(encoded.labels)})
+        writer.add(pa.Table.from_pylist(made, schema=encoded_schema(task)))
         splits[split] = writer.close()
     manifest = Manifest(
         key=key,

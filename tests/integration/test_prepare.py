@@ -148,7 +148,8 @@ def test_conversations_with_broken_lines(tmp_path: Path, make_config: MakeConfig
     rows[7] = '{"instruction": "cut'
     rows[8] = "[1, 2]"
     rows[9] = {"instruction": "no answer"}
-    rows[11] = {"instruction": "word " * 80, "output": "never reached"}
+    rows[11] = {"instruction": "word " * 80, "output": "reached"}
+    rows[12] = {"instruction": "say it", "output": "row", "history": [["", "said first"]]}
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), test=0.2)
     root, manifest = prepare(config)
     assert (manifest.format, manifest.task, manifest.labels) == ("alpaca", "sft", [])
@@ -156,18 +157,20 @@ def test_conversations_with_broken_lines(tmp_path: Path, make_config: MakeConfig
         "not valid JSON": 1,
         "not a JSON object but list": 1,
         "field 'output' holds no answer (assistant turn) to learn": 1,
-        "the answer lies beyond cutoff_len": 1,
+        "field 'history' must be a list of [question, answer] pairs": 1,
     }
     assert [(row.row, Path(row.file).name) for row in manifest.dropped_rows] == [
         (8, "a.jsonl"),
         (9, "a.jsonl"),
         (10, "a.jsonl"),
-        (12, "a.jsonl"),
+        (13, "a.jsonl"),
     ]
     sample = open_split(root, "train").read([0])[0]
     assert len(sample.labels) == len(sample.input_ids)
     assert manifest.splits["train"].targets > 0
     assert sum(info.rows for info in manifest.splits.values()) == 46
+    assert sum(info.truncated for info in manifest.splits.values()) == 1
+    assert all(info.ended == info.rows for info in manifest.splits.values())
 
 
 @pytest.mark.slow
@@ -409,10 +412,10 @@ def test_refusals_name_file_and_row_and_leave_nothing(
 
 
 def test_bad_row_met_by_the_tokenizer_stops_too(tmp_path: Path, make_config: MakeConfig) -> None:
-    rows = [{"instruction": f"say {i}", "output": f"row {i}"} for i in range(30)]
-    rows[4] = {"instruction": "word " * 80, "output": "never reached"}
+    rows = [{"text": text, "label": label} for text, label in reviews(30)]
+    rows[4] = {"text": "</s>", "label": "pos"}
     config = make_config(write_jsonl(tmp_path / "a.jsonl", rows), on_bad_row="fail")
-    with pytest.raises(DataError, match=r"a\.jsonl:5: the answer lies beyond cutoff_len"):
+    with pytest.raises(DataError, match=r"a\.jsonl:5: the row has no token, or special ones only"):
         prepare(config)
     assert not [path for path in prepared(config).glob("*") if path.is_dir()]
 
