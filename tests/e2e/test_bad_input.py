@@ -166,6 +166,7 @@ def test_a_shell_sees_status_and_paragraph(folder: Any) -> None:
     assert sorted(folder.path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_preparing_refuses_a_weight_of_a_class_that_is_not_there(folder: Any) -> None:
     (folder.path / "r.jsonl").write_text(GOOD, encoding="utf-8")
     task = "task={name: seq_cls, class_weights: {c: 2.0}}"

@@ -195,7 +195,7 @@ def test_the_model_is_not_shown_the_reference(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("given", ["shares", "files"])
+@pytest.mark.parametrize("given", [pytest.param("shares", marks=pytest.mark.slow), "files"])
 def test_rows_read_again_are_those_prepared(given: str, tiny_model: Path, tmp_path: Path) -> None:
     """In number and order, with repeated, broken and too long rows among them."""
     write: Callable[..., Path] = RUNS["write_rows"]

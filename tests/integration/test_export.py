@@ -206,7 +206,9 @@ def test_merging_a_full_run_is_refused(runs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["five-classes", "no-pooler"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("five-classes", marks=pytest.mark.slow), "no-pooler"]
+)
 def test_the_card_loads_a_base_whose_head_does_not_fit(
     kind: str, runs_folder: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -240,7 +242,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     group.close()
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_workers_under_zero_3_export_whole_tensors(
     pair, runs_folder: Path, llama_base: Path, method: str, tmp_path: Path
 ) -> None:

@@ -242,7 +242,14 @@ def test_leftovers_of_an_interrupted_preparation_are_replaced(
     assert load_manifest(root) == manifest
 
 
-@pytest.mark.parametrize("moments", [(4,), (3, 1, 3), (7,)])
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((4,), marks=pytest.mark.slow),
+        (3, 1, 3),
+        pytest.param((7,), marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
     tmp_path: Path,
     make_config: MakeConfig,
