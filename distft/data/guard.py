@@ -12,8 +12,6 @@ from distft.plugin import Task
 UNTRAINED_SHARE = 0.01
 """Of the training rows; more may not train nothing."""
 
-_LOOK = "`distft data preview` shows what the model sees."
-
 
 def check_trained(
     task: Task, info: SplitInfo, refused: Sequence[Refused], paths: Sequence[str]
@@ -36,12 +34,11 @@ def check_trained(
         raise DataError(
             f"{len(untrained)} of {rows} training rows ({len(untrained) / rows:.1%}) train "
             f"nothing, first {paths[chunk_of(first.place)]}:{first.row}: {first.reason}.",
-            f"At most {UNTRAINED_SHARE:.0%} may. Raise data.cutoff_len, or mend or remove the "
-            f"rows; {_LOOK}",
+            f"At most {UNTRAINED_SHARE:.0%} may. Raise data.cutoff_len, or mend or remove them.",
         )
     if task.ends and info.rows and not info.ended:
         raise DataError(
             "No training row trains the end of an answer: a model would never learn to stop.",
             "The chat template must close an answer with a special token, and data.cutoff_len "
-            f"leave room for it; {_LOOK}",
+            "leave room for it; `distft templates` lists some that do.",
         )

@@ -144,7 +144,8 @@ def test_only_the_command_killed_leaves_nothing_behind_that_writes(
         started = tree(process)
         process.kill()
     again = folder.distft(*command)
-    assert gone(started, 1) == []
+    # Ray's agents write nothing to a run, and give up on its dead GCS after a minute.
+    assert gone(started, 90) == []
     assert again.returncode == 0, again.stderr
     assert "continued from step" in again.stderr
     assert_equal_runs(finished.run_dir, run_dir, lines, samples)
