@@ -188,7 +188,7 @@ def _ends(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
     A template may have taught the model to end with another token than its files name.
     """
-    known = getattr(model, "generation_config", None) and model.generation_config.eos_token_id  # type: ignore[union-attr]  # of a transformers model
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = known if isinstance(known, list) else [known]
     return sorted({one for one in (*ids, tokenizer.eos_token_id) if one is not None})
 

@@ -172,9 +172,9 @@ class Survey:
         Returns:
             (path, row).
         """
-        firsts = [chunk.first for chunk in self.chunks]
         # Of chunks without a row, which begin at the same place, the last holds it.
-        return self.chunks[bisect_right(firsts, index) - 1].path, self._rows[index]
+        chunk = bisect_right(self.chunks, index, key=lambda chunk: chunk.first) - 1
+        return self.chunks[chunk].path, self._rows[index]
 
     def candidates(self) -> tuple[np.ndarray, Candidates]:
         """Return which rows are usable, by index, and what a split needs of them."""
@@ -300,9 +300,8 @@ def _train_every_class(survey: Survey) -> None:
         drawn[its_rows] = chunk.origin == "train"
     drawn &= (survey.fates > TRAIN) & (survey.fates <= len(SPLITS))
     lacking = drawn[rows] & ~trained[classes]
-    ends = np.searchsorted(rows, np.unique(rows[lacking]), "right")
-    for row, end in zip(np.unique(rows[lacking]), ends, strict=True):
-        mine = classes[np.searchsorted(rows, row) : end]
+    for row in np.unique(rows[lacking]):
+        mine = classes[slice(*np.searchsorted(rows, (row, row + 1)))]
         if not trained[mine].all():
             survey.fates[row] = TRAIN
             trained[mine] = True

@@ -170,7 +170,8 @@ def _make(
     dropped = Dropped()
     decide(survey, config.data, config.train.seed, dropped)
     labels = labels_of(survey, task, config.data)
-    job = replace(job, context=resolve.context(config, labels))
+    context = resolve.context(config, labels)
+    job = replace(job, context=context)
     splits, tokenized = _tokenize(job, survey.codes(), root, begun, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
@@ -179,7 +180,7 @@ def _make(
         format=format_name,
         columns=columns,
         labels=labels,
-        cutoff_len=resolve.cutoff_len(config),
+        cutoff_len=context.cutoff_len,
         tokenizer=TokenizerInfo(
             name=config.model.id, sha256=resolve.tokenizer_hash(config.model, config.data.template)
         ),

@@ -76,10 +76,6 @@ def _scan_file(path: str, size_bytes: int, _mtime_ns: int) -> SourceFile:
     """Scan an unchanged file once a process: detection, key and preparation all ask."""
     kind = files.kind_of(path)
     assert kind is not None
-    with files.open_file(path, unpack=False) as file:
-        head = file.read(1024)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{path} is encoded as UTF-16.", "Save it as UTF-8.")
     if kind == "json" and not _begins_an_array(path):
         kind = "jsonl"
     sha256, chunks = _cut(path, kind, size_bytes)
@@ -105,6 +101,8 @@ def _cut(path: str, kind: str, size_bytes: int) -> tuple[str, list[Chunk]]:
         while block := file.read(step):
             if kind in _BY_LINES:
                 block += file.readline()
+            if not start and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{path} is encoded as UTF-16.", "Save it as UTF-8.")
             digest.update(block)
             chunks.append(Chunk(path, kind, start, start + len(block), row, len(block)))
             start += len(block)

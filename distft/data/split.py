@@ -66,10 +66,9 @@ def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.nda
     fates[in_eval & ~in_test & (rows.origins == TRAIN)] = ALSO_IN_EVAL
     if shares:
         # The sort is stable: of equal keys that of a train file which stands first in the files.
-        mine = order[fates[order] == TRAIN]
-        again = np.zeros(len(mine), bool)
-        again[1:] = (rows.keys[mine][1:] == rows.keys[mine][:-1]).all(axis=1)
-        fates[mine[again]] = DUPLICATE
+        mine = fates[order] == TRAIN
+        again = np.diff(groups[mine], prepend=-1) == 0
+        fates[order[mine][again]] = DUPLICATE
         _share_out(rows, np.flatnonzero(fates == TRAIN), shares, seed, fates)
     return fates
 
@@ -77,8 +76,9 @@ def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.nda
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows in order of their keys, and for each in that order the number of its key."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
     new = np.ones(len(keys), bool)
-    new[1:] = (keys[order][1:] != keys[order][:-1]).any(axis=1)
+    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     return order, np.cumsum(new) - 1
 
 
