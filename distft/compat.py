@@ -10,14 +10,17 @@ from collections.abc import Mapping
 
 from distft import plugin
 from distft.config import RunConfig
-from distft.errors import PlanError
+from distft.errors import ConfigError, PlanError
+from distft.plugin import Method, VariantConfig
 
 STAGES = tuple(f"cluster.zero_stage={stage}" for stage in range(4))
+PACKING = "data.packing=true"
 CHECKPOINTING = "train.gradient_checkpointing=true"
 DEEPSPEED = "engine=deepspeed"
 """More than one worker, ZeRO 1-3 or offloading; else one process trains with plain torch."""
 
 _REMEDIES = {
+    PACKING: "Set data.packing=false.",
     CHECKPOINTING: "Set train.gradient_checkpointing=false.",
     "train.bf16=true": "Set train.bf16=false.",
     "model.dtype=bfloat16": "Set model.dtype=float32, with train.bf16=true for speed.",
@@ -38,9 +41,16 @@ def matrix() -> dict[str, dict[str, str]]:
         Method -> {setting: why}; a setting that is absent is allowed.
     """
     return {
-        name: dict(method.refuses(method.config.model_validate({"name": name})))
+        name: dict(_rules(method, method.config.model_validate({"name": name})))
         for name, method in plugin.methods().items()
     }
+
+
+def _rules(method: Method, config: VariantConfig) -> Mapping[str, str]:
+    rules = dict(method.refuses(config))
+    if method.virtual_tokens(config):
+        rules[PACKING] = "its vectors stand before a row, not before each sample in it"
+    return rules
 
 
 def table() -> str:
@@ -74,7 +84,39 @@ def refused(config: RunConfig) -> Mapping[str, str]:
     Returns:
         Setting -> why.
     """
-    return plugin.methods()[config.method.name].refuses(config.method)
+    return _rules(plugin.methods()[config.method.name], config.method)
+
+
+def packs(config: RunConfig, reasons: dict[str, str]) -> bool:
+    """Return whether samples are to share rows, as far as task and method have a say.
+
+    Args:
+        config: With its task resolved.
+        reasons: Gets a reason where it is derived.
+
+    Returns:
+        `data.packing`, or what is derived.
+
+    Raises:
+        ConfigError: It is asked for and the task cannot.
+    """
+    task, wanted = plugin.tasks()[config.task.name], config.data.packing
+    if wanted and not task.packs:
+        able = [name for name, one in plugin.tasks().items() if one.packs]
+        raise ConfigError(
+            f"data.packing: got true, but a sample of task {task.name} needs a row of its own; "
+            f"allowed: {', '.join(able)}.",
+            _REMEDIES[PACKING],
+        )
+    if wanted is not None:
+        return wanted
+    if not task.packs:
+        reasons["data.packing"] = f"no: a sample of task {task.name} needs a row of its own"
+    elif why := refused(config).get(PACKING):
+        reasons["data.packing"] = f"no: {why}"
+    else:
+        reasons["data.packing"] = f"yes: samples of task {task.name} may share a row"
+    return reasons["data.packing"].startswith("yes")
 
 
 def check(config: RunConfig, *, zero_stage: int, engine: str) -> None:
@@ -97,6 +139,7 @@ def check(config: RunConfig, *, zero_stage: int, engine: str) -> None:
         f"cluster.offload={config.cluster.offload}",
         f"train.gradient_checkpointing={str(config.train.gradient_checkpointing).lower()}",
         f"train.bf16={str(config.train.bf16).lower()}",
+        f"data.packing={str(config.data.packing).lower()}",
     }
     for setting, reason in rules.items():
         if setting in chosen:

@@ -67,6 +67,9 @@ class DataConfig(Section):
     model's own limit, whichever is smaller."""
     template: str | None = None
     """How conversations are written, one of `distft templates`; default: the tokenizer's own."""
+    packing: bool | None = None
+    """Samples share rows, each seeing itself only (`causal_lm`, `sft`); default: where the task,
+    the method and the model allow it."""
     train_on_prompt: bool = False
     """Of conversations: train on everything, not on the answers only."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
@@ -96,11 +99,13 @@ class TrainConfig(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps."""
     per_device_train_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Samples of one worker's micro-batch; default: what one accumulation step needs, at most 8."""
+    """Longest samples of one worker's micro-batch; it takes more where they are shorter. Default:
+    what one accumulation step needs, at most 8."""
     per_device_eval_batch_size: Annotated[int, Field(ge=1)] = 16
     """Samples of one worker's evaluation batch."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] | None = None
-    """Micro-batches per optimizer step and worker; default: what `global_batch_size` needs."""
+    """Micro-batches of longest samples per optimizer step and worker; default: what
+    `global_batch_size` needs."""
     global_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Samples of one optimizer step over all workers; default 16, or the product of the others."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"

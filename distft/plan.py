@@ -55,6 +55,10 @@ class Plan(BaseModel):
     global_batch_size: int
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
+    micro_batch_tokens: int
+    """Positions of a worker's micro-batch, padding included."""
+    packing: bool
+    """Samples share rows, if the model can tell them apart (see `distft.train.packing`)."""
     steps_per_epoch: int
     total_steps: int
     total_samples: int
@@ -88,9 +92,10 @@ class Plan(BaseModel):
             f"workers    {self.world_size} on {self.device}, ZeRO {self.zero_stage} "
             f"({self.engine} engine), offload {self.offload}, "
             f"{self.threads_per_worker} thread(s) each",
-            f"step       {self.global_batch_size} samples = {self.world_size} workers x "
-            f"{self.gradient_accumulation_steps} micro-batches x "
-            f"{self.per_device_train_batch_size}",
+            f"step       {self.global_batch_size} samples on {self.world_size} worker(s), "
+            f"{'packed' if self.packing else 'a row each'}, in micro-batches of at most "
+            f"{about}{self.micro_batch_tokens:,} tokens ({self.per_device_train_batch_size} of the "
+            "longest samples)",
             f"length     {self.total_steps:,} steps ({self.steps_per_epoch:,} an epoch), "
             f"{self.total_samples:,} samples, warm-up {self.warmup_steps}, evaluation every "
             f"{self.eval_steps or self.total_steps}",
@@ -164,6 +169,8 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         global_batch_size=global_batch,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulation,
+        micro_batch_tokens=micro * stats.max_tokens,
+        packing=compat.packs(config, reasons),
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         total_samples=full_passes * stats.rows["train"] + rest * global_batch,

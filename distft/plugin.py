@@ -156,6 +156,9 @@ class Task:
     """False: what is learnt is no distribution over classes, so that no label can be smoothed."""
     num_outputs: int | None = None
     """Outputs of the head where they do not come from the data's classes."""
+    packs: bool = False
+    """True: a sample's tokens see those before them only, and its labels stand at its own tokens,
+    so that several may share a row."""
     masks_tokens: bool = False
     """True: a share of the input is hidden in every step anew and only the hidden is trained."""
     objective: str = "eval_loss"

@@ -1,8 +1,8 @@
 """The records of a run (`run.json`) and of a study: what reports read, and all they trust.
 
 `metrics.jsonl` beside it holds one JSON object per logged step (keys: `step, samples, tokens,
-epoch, loss, learning_rate, grad_norm, tokens_per_s`) and one per evaluation (`step, samples` and
-keys beginning `eval_`); `eval.json` holds the last evaluations in full.
+epoch, loss, learning_rate, grad_norm, tokens_per_s, padding`) and one per evaluation (`step,
+samples` and keys beginning `eval_`); `eval.json` holds the last evaluations in full.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class RunRecord(BaseModel):
     peak_memory_bytes: dict[str, int] = Field(default_factory=dict)
     """`planned` (model states of one rank) and `measured` (of the largest worker)."""
     tokens_per_s: float = 0.0
+    padding: float | None = None
+    """Share of the positions trained on that held no token."""
     trial: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
 

@@ -300,6 +300,7 @@ def with_result(record: RunRecord, result: Metrics, duration_s: float) -> RunRec
                 "measured": result["peak_memory_bytes"],
             },
             "tokens_per_s": result["tokens_per_s"],
+            "padding": result["padding"],
         }
     )
 

@@ -68,6 +68,8 @@ def _plan(rows: dict[str, int]) -> dict[str, Any]:
         "global_batch_size": 16,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
+        "micro_batch_tokens": 8 * 118,
+        "packing": False,
         "steps_per_epoch": 186,
         "total_steps": STEPS,
         "warmup_steps": 14,
@@ -114,6 +116,7 @@ def _lines(final_loss: float, evaluations: list[dict[str, Any]]) -> list[dict[st
                     "learning_rate": 0.001 * min(step / 14, (STEPS - step) / (STEPS - 14)),
                     "grad_norm": float(1.4 * np.exp(-done) + random.gamma(2, 0.12)),
                     "tokens_per_s": float(1650 + random.normal(0, 60)),
+                    "padding": 0.04,
                 }
             )
         if step % every == 0:
@@ -188,6 +191,7 @@ def write_run(
         test={"base": base, "tuned": tuned} if done else {},
         peak_memory_bytes={"planned": 92_356_010, "measured": 1_402_118_144},
         tokens_per_s=1653.4,
+        padding=0.04,
         error=error,
     )
     write_json(run_dir / "run.json", record.model_dump())

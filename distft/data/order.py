@@ -1,7 +1,7 @@
 """In which order samples are trained on: a pure function of seed, epoch and shard layout.
 
 The order knows no world size. A step takes the next `global_batch_size` ids of it; only then are
-they sorted by length, cut into micro-batches and dealt to ranks.
+they cut into micro-batches and dealt to ranks (see `distft.data.pack`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+
+from distft.data.pack import Budget, MicroBatch, micro_batches
 
 WINDOW = 64
 """Row groups whose rows are shuffled together; bounds the memory of the order and its readers."""
@@ -25,8 +27,8 @@ class StepPlan:
     epoch: int
     num_samples: int
     """Samples of the step over all ranks."""
-    micro_batches: list[list[int]]
-    """Sample ids of this rank's micro-batches; empty where it has none to do."""
+    micro_batches: list[MicroBatch]
+    """This rank's; as many as every other rank's."""
 
 
 def _rng(*seeds: int) -> np.random.Generator:
@@ -72,8 +74,7 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
     row_groups: Sequence[int],
     lengths: Callable[[Sequence[int]], np.ndarray],
     global_batch_size: int,
-    micro_batch_size: int,
-    accumulation: int,
+    budget: Budget,
     world_size: int,
     rank: int,
     start_step: int,
@@ -86,8 +87,7 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
         row_groups: Rows of each row group, in shard order.
         lengths: Ids -> tokens of each.
         global_batch_size: Samples of a step; an epoch's last step may hold fewer.
-        micro_batch_size: Most samples of one micro-batch.
-        accumulation: Micro-batches of every rank in every step.
+        budget: Of one rank's micro-batch.
         world_size: Number of ranks.
         rank: Which one.
         start_step: First step to yield; earlier ones cost nothing.
@@ -97,16 +97,11 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
         One plan per step.
 
     Raises:
-        ValueError: The micro-batches cannot hold a step, or there are no rows.
+        ValueError: There are no rows.
     """
     rows = sum(row_groups)
     if rows < 1:
         raise ValueError("there are no rows to train on")
-    if global_batch_size > micro_batch_size * accumulation * world_size:
-        raise ValueError(
-            f"{world_size} ranks x {accumulation} micro-batches of {micro_batch_size} cannot hold "
-            f"global_batch_size {global_batch_size}"
-        )
     steps_per_epoch = -(-rows // global_batch_size)
     step = start_step
     while step < total_steps:
@@ -116,18 +111,9 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
         )
         for _ in range(min(steps_per_epoch - inside, total_steps - step)):
             batch = list(islice(ids, global_batch_size))
-            micro_batches = _deal(batch, lengths(batch), accumulation * world_size)
-            mine = micro_batches[rank::world_size]
-            yield StepPlan(step, epoch, len(batch), mine)
+            by_rank = micro_batches(batch, lengths(batch), budget, world_size)
+            yield StepPlan(step, epoch, len(batch), by_rank[rank])
             step += 1
-
-
-def _deal(ids: list[int], lengths: np.ndarray, parts: int) -> list[list[int]]:
-    # Longest first: a step that does not fit into memory shows at once. Ties go by id.
-    ordered = [ids[i] for i in np.lexsort((np.asarray(ids), -np.asarray(lengths)))]
-    base, longer = divmod(len(ordered), parts)
-    dealt = iter(ordered)
-    return [list(islice(dealt, base + (part < longer))) for part in range(parts)]
 
 
 def eval_plan(rows: int, rank: int, world_size: int, batch_size: int) -> list[list[int]]:

@@ -366,4 +366,4 @@ def read_steps(
         Each plan with its micro-batches' samples.
     """
     for plan in plans:
-        yield plan, [reader.read(ids) for ids in plan.micro_batches]
+        yield plan, [reader.read(micro.ids) for micro in plan.micro_batches]

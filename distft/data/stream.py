@@ -65,10 +65,10 @@ def ordered_context() -> ray.data.DataContext:
 
 
 def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Table]:
-    samples = sum(len(ids) for plan in segment for ids in plan.micro_batches)
+    samples = sum(len(micro.ids) for plan in segment for micro in plan.micro_batches)
     steps = max(1, _BLOCK_SAMPLES * len(segment) // max(1, samples))
     blocks = [segment[i : i + steps] for i in range(0, len(segment), steps)]
-    items = [{"plans": json.dumps([[p.step, p.micro_batches] for p in block])} for block in blocks]
+    items = [{"plans": json.dumps([[p.step, _ids(p)] for p in block])} for block in blocks]
     with ray.data.DataContext.current(ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read,
@@ -84,6 +84,10 @@ def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Tab
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_BLOCKS
         )
     return tables
+
+
+def _ids(plan: StepPlan) -> list[int]:
+    return [one for micro in plan.micro_batches for one in micro.ids]
 
 
 def _schema(task: Task) -> pa.Schema:
@@ -105,8 +109,8 @@ def _read(batch: pa.Table, root: str, split: str) -> pa.Table:
     reader = open_split(Path(root), split)
     rows: list[dict[str, Any]] = []
     for text in batch["plans"].to_pylist():
-        for step, micro_batches in json.loads(text):
-            samples = [sample for ids in micro_batches for sample in reader.read(ids)]
+        for step, ids in json.loads(text):
+            samples = reader.read(ids)
             rows.append(
                 {
                     "step": step,
@@ -132,7 +136,7 @@ def _samples(table: pa.Table, i: int, plan: StepPlan) -> list[list[Sample]]:
         for name, lengths in (("input_ids", "input_lengths"), ("labels", "label_lengths"))
     )
     samples = iter(zip(inputs, labels, _cell(table["second"], i).tolist(), strict=True))
-    return [[Sample(one, *next(samples)) for one in ids] for ids in plan.micro_batches]
+    return [[Sample(one, *next(samples)) for one in micro.ids] for micro in plan.micro_batches]
 
 
 def _cell(column: pa.ChunkedArray, i: int) -> np.ndarray:

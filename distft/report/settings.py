@@ -46,6 +46,7 @@ def planned(document: Document) -> Section:
         [words("memory of a worker"), cell(document, "/run/peak_memory_bytes/planned", size),
          cell(document, "/run/peak_memory_bytes/measured", size)],
         [words("tokens/s, all workers"), Cell(NOTHING), cell(document, "/run/tokens_per_s")],
+        [words("padding"), Cell(NOTHING), cell(document, "/run/padding", percent)],
         [words("time"), Cell(NOTHING), cell(document, "/run/duration_s", duration)],
     ]  # fmt: skip
     note = (

@@ -76,6 +76,7 @@ TASK = Task(
     peft_type="CAUSAL_LM",
     new_head=False,
     labels="tokens",
+    packs=True,
     headline="perplexity",
     key=lambda row: str(row["text"]),
     encode=_encode,

@@ -97,6 +97,7 @@ TASK = Task(
     peft_type="CAUSAL_LM",
     new_head=False,
     labels="tokens",
+    packs=True,
     headline="token_accuracy",
     key=lambda row: json.dumps(row["messages"], ensure_ascii=False, sort_keys=True),
     encode=_encode,

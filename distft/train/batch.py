@@ -36,6 +36,36 @@ class Collator:
     """Of a task whose labels are a sequence."""
     seed: int = 0
 
+    def packed(self, samples: Sequence[Sample], rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return a micro-batch whose samples share rows; an empty one becomes a dummy.
+
+        Positions begin anew with every sample, and there is no attention mask: that is how models
+        of transformers 5 know samples apart (`masking_utils.find_packed_sequence_indices`).
+
+        Args:
+            samples: Of a task that packs, row after row.
+            rows: How many of them stand in each row.
+
+        Returns:
+            `input_ids`, `position_ids` and `labels` (rows, T). Nothing predicts a first token,
+            so its label is -100.
+        """
+        if not samples:
+            return self._dummy()
+        starts = np.cumsum([0, *rows])
+        columns: dict[str, list[np.ndarray]] = {"input_ids": [], "position_ids": [], "labels": []}
+        for start, count in zip(starts, rows, strict=False):
+            mine = samples[start : start + count]
+            labels = np.concatenate([one.labels for one in mine])
+            labels[np.cumsum([0, *(len(one.labels) for one in mine[:-1])])] = IGNORED
+            columns["labels"].append(labels)
+            columns["input_ids"].append(np.concatenate([one.input_ids for one in mine]))
+            columns["position_ids"].append(
+                np.concatenate([np.arange(len(one.input_ids)) for one in mine])
+            )
+        filling = {"input_ids": self.pad_id, "position_ids": 0, "labels": IGNORED}
+        return {key: _filled(parts, filling[key]) for key, parts in columns.items()}
+
     def __call__(self, samples: Sequence[Sample], step: int = 0) -> dict[str, torch.Tensor]:
         """Return a right-padded micro-batch; an empty one becomes a dummy that trains nothing.
 

@@ -37,6 +37,8 @@ class Position:
     """Optimizer steps done."""
     samples: int = 0
     tokens: int = 0
+    positions: int = 0
+    """Tokens and padding."""
     best_step: int | None = None
     best: Metrics = field(default_factory=dict)
     bad_evals: int = 0

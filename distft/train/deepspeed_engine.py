@@ -36,7 +36,7 @@ def ds_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
     Returns:
         What `deepspeed.initialize(config=...)` takes.
     """
-    micro, accumulation = plan.per_device_train_batch_size, plan.gradient_accumulation_steps
+    micro = plan.per_device_train_batch_size
     zero: dict[str, Any] = {"stage": plan.zero_stage}
     if plan.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.device == "cuda"}
@@ -44,9 +44,10 @@ def ds_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
         # The default, 100,000, would leave the small tensors of an adapter unpartitioned.
         zero["stage3_param_persistence_threshold"] = 0
     return {
-        "train_batch_size": micro * accumulation * plan.world_size,
+        "train_batch_size": micro * plan.world_size,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
+        # Steps differ in their number of micro-batches: `backward` says which one is the last.
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": config.train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -104,7 +105,6 @@ class DeepSpeedEngine:
         self.module: nn.Module = self._engine.module
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
-        self._accumulation = plan.gradient_accumulation_steps
         self._trainable = trainable
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -113,10 +113,11 @@ class DeepSpeedEngine:
         logits: torch.Tensor = self._engine(**inputs).logits
         return logits
 
-    def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
-        """Add the gradient of loss_sum / step_targets; DeepSpeed averages over ranks and micros."""
-        self._engine.backward(loss_sum * (self.world_size * self._accumulation / step_targets))
-        if not self._engine.is_gradient_accumulation_boundary():
+    def backward(self, loss_sum: torch.Tensor, step_targets: int, *, last: bool) -> None:
+        """Add the gradient of loss_sum / step_targets; DeepSpeed averages over ranks."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss_sum * (self.world_size / step_targets))
+        if not last:
             self._engine.step()
 
     def step(self, learning_rate: float, step: int) -> float:

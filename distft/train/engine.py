@@ -42,12 +42,13 @@ class Evaluated(Protocol):
 class Engine(Evaluated, Protocol):
     """One process's part in training; every method is called by all ranks."""
 
-    def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
+    def backward(self, loss_sum: torch.Tensor, step_targets: int, *, last: bool) -> None:
         """Add this micro-batch's share of the gradient.
 
         Args:
             loss_sum: Loss summed over the micro-batch's targets.
             step_targets: Targets of the whole optimizer step, over all ranks.
+            last: Whether it is the last micro-batch of the step; ranks do equally many.
         """
         ...
 

@@ -90,6 +90,7 @@ def finish(job: Job, engine: Engine, position: Position) -> Metrics:
         "tokens": position.tokens,
         "train_s": position.train_s,
         "tokens_per_s": position.tokens / position.train_s if position.train_s else 0.0,
+        "padding": 1 - position.tokens / position.positions if position.positions else 0.0,
         "peak_memory_bytes": max(peaks),
         "trainable_params": trainable,
         "best_step": position.best_step or position.step,

@@ -10,6 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from distft.train.engine import Engine
 from distft.train.finish import check_changed, evaluate_split, finish
 from distft.train.job import Job
 from distft.train.journal import Journal
+from distft.train.packing import packed
 from distft.train.schedule import learning_rate
 
 
@@ -48,7 +50,8 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
     position, notes = _restore(job, engine)
     done = position.step if position.baseline else None
     journal = Journal(job.run_dir, engine.rank, done, job.config.report_to)
-    for note in notes:
+    packs, said = packed(job, engine)
+    for note in notes + said:
         yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
     before = engine.fingerprints()
     start = position.step
@@ -56,15 +59,16 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
         _evaluate_base(job, engine, position)
         yield _log(journal, {"step": 0, "samples": 0, **position.baseline})
     meter = _Meter()
-    for step_plan, micro_batches in job.steps(start):
+    for step_plan, micro_batches in job.steps(start, packs):
         if stopped(job, position):
             break
-        loss, norm, rate, seconds, tokens = _step(job, engine, step_plan, micro_batches)
+        loss, norm, rate, took = _step(job, engine, step_plan, micro_batches, packs)
         position.step += 1
         position.samples += step_plan.num_samples
-        position.tokens += tokens
-        position.train_s += seconds
-        meter.add(tokens, seconds)
+        position.tokens += took.tokens
+        position.positions += took.positions
+        position.train_s += took.seconds
+        meter.add(took)
         journal.samples(position.step, [s.sample_id for micro in micro_batches for s in micro])
         last = position.step == job.plan.total_steps
         if position.step % job.config.train.logging_steps == 0 or last:
@@ -76,7 +80,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,
-                "tokens_per_s": meter.take(),
+                **meter.take(),
             }
             yield _log(journal, line)
         at_rung = position.step in (job.rungs or ())
@@ -118,23 +122,33 @@ def _evaluate_base(job: Job, engine: Engine, position: Position) -> None:
 
 
 def _step(
-    job: Job, engine: Engine, step_plan: StepPlan, micro_batches: list[list[Sample]]
-) -> tuple[float, float, float, float, int]:
+    job: Job,
+    engine: Engine,
+    step_plan: StepPlan,
+    micro_batches: list[list[Sample]],
+    packs: bool,
+) -> tuple[float, float, float, _Took]:
     started = time.perf_counter()
     count_targets = job.task.num_targets
     targets = sum(count_targets(s.labels.tolist()) for micro in micro_batches for s in micro)
     tokens = sum(len(s.input_ids) for micro in micro_batches for s in micro)
-    step_targets, step_tokens = (int(n) for n in engine.sum([targets, tokens]))
+    rows = [micro.rows for micro in step_plan.micro_batches]
+    batches = [
+        job.collate.packed(samples, mine) if packs else job.collate(samples, step_plan.step)
+        for samples, mine in zip(micro_batches, rows, strict=True)
+    ]
+    positions = sum(batch["input_ids"].numel() for batch in batches)
+    counts = engine.sum([targets, tokens, positions])
+    step_targets, tokens, positions = (int(count) for count in counts)
     if step_targets == 0:
         raise TrainError(f"Step {step_plan.step + 1} has no target to train on.")
     local_loss = 0.0
-    for index, samples in enumerate(micro_batches):
-        batch = job.collate(samples, step_plan.step)
+    for index, batch in enumerate(batches):
         _seed_dropout(job.config.train.seed, step_plan.step, index, engine.rank)
         logits = engine.forward(batch)
         labels = batch["labels"].to(logits.device)
         loss_sum = job.task.loss(logits, labels, job.loss_settings)
-        engine.backward(loss_sum, step_targets)
+        engine.backward(loss_sum, step_targets, last=index == len(batches) - 1)
         local_loss += loss_sum.item()
     loss = engine.sum([local_loss])[0] / step_targets
     plan = job.plan
@@ -151,7 +165,7 @@ def _step(
             "Lower train.learning_rate or raise train.warmup_steps, then add --fresh.",
         )
     norm = engine.step(rate, step_plan.step)
-    return loss, norm, rate, time.perf_counter() - started, step_tokens
+    return loss, norm, rate, _Took(tokens, positions, time.perf_counter() - started)
 
 
 def _seed_dropout(*parts: int) -> None:
@@ -178,17 +192,32 @@ def _log(journal: Journal, line: dict[str, Any]) -> Metrics:
     return line
 
 
+@dataclass(frozen=True)
+class _Took:
+    """What steps took, over all ranks."""
+
+    tokens: int = 0
+    positions: int = 0
+    seconds: float = 0.0
+
+
 class _Meter:
-    """Tokens per second since the last reading."""
+    """Tokens per second and the share of padding since the last reading."""
 
     def __init__(self) -> None:
-        self._tokens, self._seconds = 0, 0.0
+        self._took = _Took()
 
-    def add(self, tokens: int, seconds: float) -> None:
-        self._tokens += tokens
-        self._seconds += seconds
+    def add(self, took: _Took) -> None:
+        before = self._took
+        self._took = _Took(
+            before.tokens + took.tokens,
+            before.positions + took.positions,
+            before.seconds + took.seconds,
+        )
 
-    def take(self) -> float:
-        rate = self._tokens / self._seconds if self._seconds else 0.0
-        self._tokens, self._seconds = 0, 0.0
-        return rate
+    def take(self) -> dict[str, float]:
+        took, self._took = self._took, _Took()
+        return {
+            "tokens_per_s": took.tokens / took.seconds if took.seconds else 0.0,
+            "padding": 1 - took.tokens / took.positions if took.positions else 0.0,
+        }

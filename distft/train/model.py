@@ -107,6 +107,9 @@ def builder(
             model.gradient_checkpointing_enable({"use_reentrant": False})
             # Without it the frozen embeddings' output would need no gradient, and no block either.
             model.enable_input_require_grads()
+        if config.train.gradient_checkpointing or not method.virtual_tokens(config.method):
+            # Nothing is generated here, and a decoder that keeps a cache takes a row of several
+            # samples for one text. A prefix is a cache.
             model.config.use_cache = False
         torch.manual_seed(config.train.seed)
         return method.attach(model, config.method, task)

@@ -40,7 +40,7 @@ class TorchEngine:
             logits: torch.Tensor = self.module(**inputs).logits
         return logits
 
-    def backward(self, loss_sum: torch.Tensor, step_targets: int) -> None:
+    def backward(self, loss_sum: torch.Tensor, step_targets: int, *, last: bool) -> None:
         """Add the gradient of loss_sum / step_targets."""
         (loss_sum / step_targets).backward()
 

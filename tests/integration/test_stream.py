@@ -13,6 +13,7 @@ from distft import plugin
 from distft.data import stream as module
 from distft.data.manifest import Manifest, TokenizerInfo, save_manifest
 from distft.data.order import StepPlan, plan_steps
+from distft.data.pack import Budget
 from distft.data.shards import (
     Sample,
     ShardWriter,
@@ -69,8 +70,7 @@ def plans(reader: SplitReader, world_size: int, rank: int, start_step: int, tota
         row_groups=reader.row_groups,
         lengths=reader.lengths,
         global_batch_size=16,
-        micro_batch_size=4,
-        accumulation=4 // world_size,
+        budget=Budget(micro_batch_tokens=160, row_tokens=40),
         world_size=world_size,
         rank=rank,
         start_step=start_step,
@@ -132,6 +132,7 @@ def test_two_train_workers_that_hold_every_cpu_stream_every_id_once(
         import ray.train
 
         from distft.data.order import plan_steps
+        from distft.data.pack import Budget
         from distft.data.shards import open_split
         from distft.data.stream import stream
 
@@ -143,8 +144,7 @@ def test_two_train_workers_that_hold_every_cpu_stream_every_id_once(
             row_groups=reader.row_groups,
             lengths=reader.lengths,
             global_batch_size=16,
-            micro_batch_size=4,
-            accumulation=2,
+            budget=Budget(micro_batch_tokens=160),
             world_size=2,
             rank=rank,
             start_step=0,
@@ -174,4 +174,4 @@ def test_two_train_workers_that_hold_every_cpu_stream_every_id_once(
 
 def epoch_steps(reader: SplitReader):
     for plan in plans(reader, 1, 0, 0, 94):
-        yield {one for batch in plan.micro_batches for one in batch}
+        yield {one for micro in plan.micro_batches for one in micro.ids}

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distft.data.order import StepPlan, epoch_ids, eval_plan, plan_steps
+from distft.data.pack import Budget
 
 groups = st.lists(st.integers(1, 9), min_size=1, max_size=30)
 
@@ -53,8 +54,7 @@ def steps(row_groups: list[int], world: int, rank: int, **changes: Any) -> list[
     settings = {
         "seed": 3,
         "global_batch_size": 12,
-        "micro_batch_size": 3,
-        "accumulation": 4 // world,
+        "budget": Budget(micro_batch_tokens=300),
         "start_step": 0,
         "total_steps": 2 * -(-rows // 12) + 1,
     }
@@ -80,13 +80,12 @@ def test_a_step_is_the_next_samples_of_the_order_at_any_world_size(row_groups: l
             epoch = number // -(-rows // 12)
             wanted = order[epoch][position[epoch] : position[epoch] + 12]
             position[epoch] += 12
-            got = [one for plan in together for batch in plan.micro_batches for one in batch]
+            got = [one for plan in together for micro in plan.micro_batches for one in micro.ids]
             assert sorted(got) == sorted(wanted)
             for plan in together:
                 assert (plan.step, plan.epoch) == (number, epoch)
                 assert plan.num_samples == len(wanted)
-                assert len(plan.micro_batches) == 4 // world
-                assert all(len(batch) <= 3 for batch in plan.micro_batches)
+                assert len(plan.micro_batches) == len(together[0].micro_batches)
 
 
 @given(row_groups=groups, start=st.integers(0, 60))
@@ -95,42 +94,13 @@ def test_resuming_at_any_step_gives_the_tail(row_groups: list[int], start: int) 
     assert steps(row_groups, 2, 1, total_steps=60, start_step=start) == whole[start:]
 
 
-def test_ranks_hold_similar_lengths_at_the_same_micro_index() -> None:
-    lengths = np.arange(1000) % 97
-    ranks = [
-        list(
-            plan_steps(
-                seed=0,
-                row_groups=[250] * 4,
-                lengths=lambda ids: lengths[ids],
-                global_batch_size=32,
-                micro_batch_size=4,
-                accumulation=4,
-                world_size=2,
-                rank=rank,
-                start_step=0,
-                total_steps=10,
-            )
-        )
-        for rank in (0, 1)
-    ]
-    for left, right in zip(*ranks, strict=True):
-        for i in range(4):
-            a, b = lengths[left.micro_batches[i]], lengths[right.micro_batches[i]]
-            assert a.min() >= b.max()
-            if i < 3:
-                assert b.min() >= lengths[left.micro_batches[i + 1]].max()
-
-
 def test_a_short_last_step_leaves_ranks_without_work_not_without_micro_batches() -> None:
     last = [steps([13], 4, rank, total_steps=2)[1].micro_batches for rank in range(4)]
-    assert Counter(len(batches[0]) for batches in last) == {1: 1, 0: 3}
+    assert Counter(len(batches[0].ids) for batches in last) == {1: 1, 0: 3}
     assert all(len(batches) == 1 for batches in last)
 
 
 def test_impossible_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="cannot hold global_batch_size 13"):
-        steps([20], 1, 0, global_batch_size=13)
     with pytest.raises(ValueError, match="no rows"):
         steps([], 1, 0, total_steps=1)
 

@@ -14,6 +14,7 @@ from distft import plugin
 from distft.data import shards as module
 from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_manifest
 from distft.data.order import StepPlan
+from distft.data.pack import MicroBatch
 from distft.data.shards import ShardWriter, SplitReader, encoded_schema, read_steps, schema
 from distft.errors import DataError
 
@@ -118,7 +119,7 @@ def test_an_id_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 
 def test_read_steps_keeps_empty_micro_batches(tmp_path: Path) -> None:
     reader = SplitReader(tmp_path, make(tmp_path, 10), "train")
-    plan = StepPlan(0, 0, 3, [[4, 2], [], [9]])
+    plan = StepPlan(0, 0, 3, [MicroBatch([4, 2], [2]), MicroBatch([], []), MicroBatch([9], [1])])
     ((same, batches),) = read_steps(reader, [plan])
     assert same is plan
     assert [[sample.sample_id for sample in batch] for batch in batches] == [[4, 2], [], [9]]
