@@ -11,7 +11,8 @@ import torch
 
 from distft.data.shards import Sample
 from distft.errors import TrainError
-from distft.train.engine import Engine
+from distft.train.batch import Collator
+from distft.train.engine import Evaluated
 from distft.train.job import Job
 
 _LENGTHS = (5, 4, 6)
@@ -19,7 +20,7 @@ _TOLERANCE = 0.05
 """Of the logits' standard deviation: far above bfloat16's rounding, far below another position."""
 
 
-def packed(job: Job, engine: Engine) -> tuple[bool, list[str]]:
+def packed(job: Job, engine: Evaluated) -> tuple[bool, list[str]]:
     """Return whether samples of a job share rows; called by all ranks.
 
     Args:
@@ -34,22 +35,31 @@ def packed(job: Job, engine: Engine) -> tuple[bool, list[str]]:
     """
     if not job.plan.packing:
         return False, []
-    problem = _problem(job, engine)
-    if problem is None:
+    found = problem(engine, job.collate)
+    if found is None:
         return True, []
     if job.config.data.packing:
         raise TrainError(
             f"data.packing: {job.config.model.id} cannot be trained on rows of several samples: "
-            f"{problem}.",
+            f"{found}.",
             "Leave data.packing out.",
         )
-    return False, [f"samples share no rows: {problem}"]
+    return False, [f"samples share no rows: {found}"]
 
 
-def _problem(job: Job, engine: Engine) -> str | None:
+def problem(engine: Evaluated, collate: Collator) -> str | None:
+    """Return why a model cannot keep samples of a row apart, or None; called by all ranks.
+
+    Args:
+        engine: Holds the model.
+        collate: Makes such rows.
+
+    Returns:
+        The second half of a sentence.
+    """
     draw = np.random.default_rng(0)
     first, other, second, third = (
-        _sample(draw.integers(job.collate.vocabulary, size=length))
+        _sample(draw.integers(collate.vocabulary, size=length))
         for length in (_LENGTHS[0], *_LENGTHS)
     )
     was_training = engine.module.training
@@ -57,7 +67,7 @@ def _problem(job: Job, engine: Engine) -> str | None:
     try:
         with torch.no_grad():
             row, changed, alone = (
-                engine.forward(job.collate.packed(samples, [len(samples)]))[0].float()
+                engine.forward(collate.packed(samples, [len(samples)]))[0].float()
                 for samples in ([first, second, third], [other, second, third], [second])
             )
     except TypeError as error:
