@@ -150,9 +150,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
             f"{train.num_train_epochs:g} epochs of {steps_per_epoch} steps make {total}"
         )
     eval_steps = _eval_steps(config, total, steps_per_epoch, reasons)
-    method = plugin.methods()[config.method.name]
-    if train.learning_rate is None:
-        reasons["train.learning_rate"] = f"{method.learning_rate:g} is the default of {method.name}"
+    learning_rate = _learning_rate(config, reasons)
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
     _check_settings(config, stats)
@@ -177,7 +175,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         warmup_steps=_warmup_steps(train.warmup_steps, total),
         eval_steps=eval_steps,
         save_steps=train.save_steps or eval_steps or total,
-        learning_rate=train.learning_rate or method.learning_rate,
+        learning_rate=learning_rate,
         rows=stats.rows,
         mean_tokens=stats.mean_tokens,
         max_tokens=stats.max_tokens,
@@ -358,6 +356,14 @@ def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tup
             "Leave one of the three out; it is derived.",
         )
     return whole, micro, accumulation
+
+
+def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:
+    if config.train.learning_rate is not None:
+        return config.train.learning_rate
+    method = plugin.methods()[config.method.name]
+    reasons["train.learning_rate"] = f"{method.learning_rate:g} is the default of {method.name}"
+    return method.learning_rate
 
 
 def _warmup_steps(warmup: float, total: int) -> int:

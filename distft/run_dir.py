@@ -219,6 +219,7 @@ def resolved_yaml(config: RunConfig, plan: Plan) -> str:
         "train.gradient_accumulation_steps": plan.gradient_accumulation_steps,
         "train.global_batch_size": plan.global_batch_size,
         "train.save_steps": plan.save_steps,
+        "data.packing": plan.packing,
     }
     if config.train.eval_strategy == "steps":
         values["train.eval_steps"] = plan.eval_steps

@@ -65,6 +65,7 @@ def make_case(
             model["dropout"] = more.pop("dropout")
         task = more.pop("task", "sft")
         data_root = more.pop("data_root", progressions)
+        packing = more.pop("packing", None)
         driver = {key: more.pop(key) for key in ("stop_at", "deepspeed") if key in more}
         return {
             "run_dir": str(run_dir),
@@ -73,7 +74,7 @@ def make_case(
                 "name": "golden",
                 "model": model,
                 "task": task,
-                "data": {"train": "none"},
+                "data": {"train": "none", "packing": packing},
                 "method": METHODS[method],
                 "train": train | more,
                 "cluster": cluster,
@@ -178,9 +179,11 @@ def test_freeze_under_zero_3_equals_torch(one, two, make_case, differences) -> N
 def test_splits_of_a_step_are_equal(
     one, two, make_case, differences, world, accumulation, micro
 ) -> None:
-    reference_case = make_case(optim="sgd", gradient_accumulation_steps=3)
+    """The reference gives each sample a row of its own; the others pack."""
+    reference_case = make_case(optim="sgd", gradient_accumulation_steps=3, packing=False)
     reference = one.run(reference_case)
     case = make_case(
+        packing=True,
         optim="sgd",
         world=world,
         stage=2 if world == 2 else 0,
@@ -188,7 +191,9 @@ def test_splits_of_a_step_are_equal(
         per_device_train_batch_size=micro,
     )
     group = two if world == 2 else one
-    assert_same((group.run(case), case), (reference, reference_case), differences)
+    lines = group.run(case)
+    assert_same((lines, case), (reference, reference_case), differences)
+    assert losses(lines, "padding").mean() < losses(reference, "padding").mean()
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
