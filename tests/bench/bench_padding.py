@@ -3,8 +3,8 @@
     make bench PYTEST_ARGS="-k padding"
 
 The first part counts, exactly and without a clock: 8,192 lengths of four distributions in steps of
-64 samples, cut for one worker by distft (a row each, and packed) and by what the Trainer of transformers
-has, its random sampler and its LengthGroupedSampler with DataCollatorWithPadding, batches of 8.
+64 samples, cut for one worker by distft (a row each, and packed) and by the Trainer of transformers
+(its random sampler and its LengthGroupedSampler, DataCollatorWithPadding, batches of 8).
 No sample is truncated. The second part trains a packaged model with LoRA on packaged data with and
 without packing, in turns within one run. Raw numbers go to build/bench/padding.json.
 """
