@@ -24,7 +24,7 @@ from distft.train.best import check_measured, compare, stopped
 from distft.train.checkpoint import Position
 from distft.train.engine import Engine
 from distft.train.finish import check_changed, evaluate_split, finish
-from distft.train.job import Job
+from distft.train.job import Job, Steps
 from distft.train.journal import Journal
 from distft.train.schedule import learning_rate
 
@@ -56,7 +56,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
         _evaluate_base(job, engine, position)
         yield _log(journal, {"step": 0, "samples": 0, **position.baseline})
     meter = _Meter()
-    for step_plan, micro_batches in job.steps(start):
+    for step_plan, micro_batches in meter.waited(job.steps(start)):
         if stopped(job, position):
             break
         loss, norm, rate, seconds, tokens = _step(job, engine, step_plan, micro_batches)
@@ -76,7 +76,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,
-                "tokens_per_s": meter.take(),
+                **meter.take(),
             }
             yield _log(journal, line)
         at_rung = position.step in (job.rungs or ())
@@ -179,16 +179,30 @@ def _log(journal: Journal, line: dict[str, Any]) -> Metrics:
 
 
 class _Meter:
-    """Tokens per second since the last reading."""
+    """What training came to since the last reading, and what it waited for."""
 
     def __init__(self) -> None:
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._seconds, self._wait_s = 0, 0.0, 0.0
+
+    def waited(self, steps: Steps) -> Steps:
+        """Yield the steps; the time each took to come counts as waiting for data."""
+        steps = iter(steps)
+        while True:
+            asked_s = time.perf_counter()
+            step = next(steps, None)
+            self._wait_s += time.perf_counter() - asked_s
+            if step is None:
+                return
+            yield step
 
     def add(self, tokens: int, seconds: float) -> None:
         self._tokens += tokens
         self._seconds += seconds
 
-    def take(self) -> float:
-        rate = self._tokens / self._seconds if self._seconds else 0.0
-        self._tokens, self._seconds = 0, 0.0
-        return rate
+    def take(self) -> Metrics:
+        taken = {
+            "tokens_per_s": self._tokens / self._seconds if self._seconds else 0.0,
+            "data_wait": self._wait_s / (self._seconds + self._wait_s),
+        }
+        self._tokens, self._seconds, self._wait_s = 0, 0.0, 0.0
+        return taken
