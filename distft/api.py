@@ -108,7 +108,7 @@ def replay(curves: Path) -> Replay:
     from distft.report.progress import counting
     from distft.search.replay import replay as replaying
 
-    with counting("replaying", Console(stderr=True)) as progress:
+    with counting("replaying", Console(stderr=True), "splits") as progress:
         return replaying(curves, progress=progress)
 
 

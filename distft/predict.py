@@ -201,7 +201,9 @@ def predict(
             if reading.value is not None and "error" in answer:
                 answer["error"] = f"{reading.path}:{reading.row}: {answer['error']}"
             errors += "error" in answer
-            lines.append(json.dumps({**(reading.raw or {}), **answer}, ensure_ascii=False))
+            fields = {**(reading.raw or {}), **answer}
+            # A date of a Parquet file is written as text.
+            lines.append(json.dumps(fields, ensure_ascii=False, default=str))
         pending.clear()
         progress(len(lines), total)
 

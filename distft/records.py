@@ -1,8 +1,10 @@
 """The records of a run (`run.json`) and of a study: what reports read, and all they trust.
 
 `metrics.jsonl` beside it holds one JSON object per logged step (keys: `step, samples, tokens,
-epoch, loss, learning_rate, grad_norm, tokens_per_s, padding`) and one per evaluation (`step,
-samples` and keys beginning `eval_`); `eval.json` holds the last evaluations in full.
+epoch, loss, learning_rate, grad_norm, tokens_per_s, padding, data_wait`) and one per evaluation
+(`step, samples` and keys beginning `eval_`); `eval.json` holds the last evaluations in full.
+`data_wait` is the share of the time since the last line, from 0 to 1, that rank 0 waited for
+samples.
 """
 
 from __future__ import annotations

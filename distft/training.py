@@ -79,7 +79,8 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     with counting("preparing the data", console) as progress:
         root, manifest = prepare_data(config, progress=progress)
     if manifest.unread_files:
-        console.print(f"not read: {', '.join(manifest.unread_files)}", highlight=False)
+        said = f"not read: {', '.join(manifest.unread_files)}"
+        console.print(said, highlight=False, soft_wrap=True)
     # A sample of large data need not show every class.
     plugin.tasks()[manifest.task].check(config.task, manifest.labels)
     return root, manifest

@@ -53,6 +53,12 @@ def write_config(folder: Path, model: str | Path, **changes: Any) -> Path:
     return path
 
 
+def preparations(folder: Path) -> list[tuple[str, int]]:
+    """Return (key, rows tokenized) of each time that data were prepared for a folder's runs."""
+    lines = (folder / "prepared" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [(line["key"], line["tokenized_rows"]) for line in map(json.loads, lines)]
+
+
 def of(study_dir: Path, study: str = "search") -> list[TrialRecord]:
     """The trials of trials.jsonl."""
     return [trial for trial in read_study(study_dir)[1] if trial.study == study]

@@ -144,7 +144,7 @@ def info(path: str) -> fs.FileInfo:
         system, inner = system_of(path)
         return system.get_file_info(inner)
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def open_file(path: str, *, unpack: bool = True) -> BinaryIO:
@@ -170,7 +170,7 @@ def open_file(path: str, *, unpack: bool = True) -> BinaryIO:
             file = pa.CompressedInputStream(file, PACKED[PurePosixPath(path.lower()).suffix])
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), _BUFFER_BYTES))
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def readable(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def system_of(path: str) -> tuple[fs.FileSystem, str]:
@@ -217,12 +217,36 @@ def system_of(path: str) -> tuple[fs.FileSystem, str]:
     return system, inner
 
 
-def _unreadable(path: str, error: Exception) -> DataError:
+def said(error: Exception) -> str:
+    """Return what a library says is wrong, on one line and without its full stop.
+
+    Args:
+        error: What it raised.
+
+    Returns:
+        Its text, of the operating system's errors without file and number.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(" .")
+
+
+def unreadable(path: str, error: Exception, after_row: int = 0) -> DataError:
+    """Return the error of a file that cannot be read, or not to its end.
+
+    Args:
+        path: A path or address.
+        error: What was raised.
+        after_row: Number of the last row that could be read.
+
+    Returns:
+        What to raise.
+    """
+    where = f"{path} cannot be read" + (f" on after row {after_row}" if after_row else "")
     if not is_address(path):
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        return DataError(f"{path} cannot be read: {said}.")
+        hint = "Copy or write it again: it is cut short or damaged." if is_packed(path) else ""
+        return DataError(f"{where}: {said(error)}.", hint)
     return DataError(
-        f"{path} cannot be read: {error}",
+        f"{where}: {said(error)}.",
         "Check the address, and that this machine and its workers may read it: credentials come "
         "from where the protocol's own tools take them, such as AWS_ACCESS_KEY_ID.",
     )
@@ -266,7 +290,7 @@ def _expand_address(spec: str, key: str) -> list[str]:
         chosen = fs.FileSelector(folder, allow_not_found=True, recursive=pattern)
         held = [one.path for one in system.get_file_info(chosen) if one.is_file]
     except (OSError, pa.ArrowException, ValueError, ImportError) as error:
-        raise _unreadable(f"{key}: {spec}", error) from error
+        raise unreadable(f"{key}: {spec}", error) from error
     matching = (path for path in held if _matches(path.split("/"), inner.split("/")))
     found = sorted(matching) if pattern else _of_folder(held)
     if not found:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,6 +13,8 @@ from distft.errors import DataError
 from distft.records import write_text
 
 MANIFEST_FILE = "manifest.json"
+LOG_FILE = "log.jsonl"
+"""Beside the folders of prepared data: a line for each time such data were made."""
 SCHEMA_VERSION = 1
 
 _REMEDY = "Delete the folder {root} and run the same command again; it is made anew."
@@ -114,6 +118,27 @@ def save_manifest(root: Path, manifest: Manifest) -> None:
         manifest: What they hold.
     """
     write_text(root / MANIFEST_FILE, manifest.model_dump_json(indent=2) + "\n")
+
+
+def log_preparation(root: Path, manifest: Manifest, duration_s: float) -> None:
+    """Append to the log that prepared data were made; who finds them made appends nothing.
+
+    Args:
+        root: Folder of the shards.
+        manifest: What they hold.
+        duration_s: What the last attempt took.
+    """
+    line = {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "key": manifest.key,
+        "task": manifest.task,
+        "rows": sum(info.rows for info in manifest.splits.values()),
+        "tokenized_rows": manifest.tokenized_rows,
+        "duration_s": round(duration_s, 3),
+    }
+    # One write: preparations of other data may end at the same time.
+    with (root.parent / LOG_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def load_manifest(root: Path, verify: bool = True) -> Manifest:

@@ -30,6 +30,11 @@ class StepPlan:
     micro_batches: list[MicroBatch]
     """This rank's; as many as every other rank's."""
 
+    @property
+    def ids(self) -> list[int]:
+        """The samples of this rank."""
+        return [one for micro in self.micro_batches for one in micro.ids]
+
 
 def _rng(*seeds: int) -> np.random.Generator:
     # Philox named, not default_rng: its stream is a published algorithm, not NumPy's choice.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from distft.data.manifest import (
     SplitInfo,
     TokenizerInfo,
     load_manifest,
+    log_preparation,
     save_manifest,
 )
 from distft.data.shards import ShardWriter, encoded_schema
@@ -94,8 +96,9 @@ class _Job:
 def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Path, Manifest]:
     """Return the prepared data of a configuration, making them when they do not exist yet.
 
-    Ray must be initialised. Writes `<output_dir>/prepared/<key>/`; an error in the rows leaves
-    nothing there, an interruption the finished shards, from where the next call goes on.
+    Ray must be initialised. Writes `<output_dir>/prepared/<key>/` and a line to `log.jsonl` beside
+    it; an error in the rows leaves nothing there, an interruption the finished shards, from where
+    the next call goes on.
 
     Args:
         config: The configuration.
@@ -115,6 +118,7 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Pat
     with _locked(root):
         if (root / MANIFEST_FILE).is_file():
             return root, load_manifest(root)
+        started_s = time.perf_counter()
         try:
             manifest = _make(config, task, format_name, key, root, progress)
             save_manifest(root, manifest)
@@ -122,6 +126,7 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Pat
             shutil.rmtree(root, ignore_errors=True)
             raise
         (root / finished.FINISHED_FILE).unlink(missing_ok=True)
+        log_preparation(root, manifest, time.perf_counter() - started_s)
     return root, manifest
 
 

@@ -25,7 +25,7 @@ from distft.data.split import SPLITS, Split
 from distft.errors import ConfigError, DataError, nearest
 from distft.plugin import EncodeContext, Format, Task, UnusableRow
 
-DATA_VERSION = 4
+DATA_VERSION = 5
 """Raised when prepared data of an earlier version must not be used any more."""
 
 DEFAULT_CUTOFF_LEN = 512
@@ -231,15 +231,19 @@ def _readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig)
 
 
 def _first_rows(data: DataConfig) -> list[dict[str, Any]]:
-    first = source.scan(files.expand(data.train, "data.train"))[0]
-    raw = list(islice(read_chunk(first.chunks[0]), _ROWS_TO_DETECT))
-    rows = [row.value for row in raw if row.value is not None]
-    if not rows:
-        raise DataError(
-            raw[0].error if raw else f"{first.path} holds no rows.",
-            "The first rows must be readable for the format to be detected.",
-        )
-    return rows
+    """Return the rows at the beginning of the first chunk that begins with any."""
+    paths, error = files.expand(data.train, "data.train"), ""
+    for path in paths:
+        for chunk in source.scan([path])[0].chunks:
+            raw = list(islice(read_chunk(chunk), _ROWS_TO_DETECT))
+            rows = [row.value for row in raw if row.value is not None]
+            if rows:
+                return rows
+            error = error or (raw[0].error if raw else "")
+    raise DataError(
+        f"{error}." if error else f"{paths[0]} holds no rows.",
+        "Some rows at the beginning must be readable for the format to be detected.",
+    )
 
 
 def cutoff_len(config: RunConfig) -> int:

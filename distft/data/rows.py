@@ -60,24 +60,33 @@ def read_chunk(chunk: Chunk) -> Iterator[RawRow]:
         DataError: The structure of the whole file is broken: no JSON array, no usable CSV
             header, a CSV quote that is never closed, a compressed file cut short.
     """
-    with files.readable(chunk.path):
-        if chunk.kind == "parquet":
-            yield from _read_row_group(chunk)
-            return
-        with files.open_file(chunk.path) as file:
-            if chunk.kind == "arrow":
-                yield from _read_arrow(chunk, file)
-            elif chunk.kind == "json":
-                yield from _read_array(chunk, file.read().removeprefix(codecs.BOM_UTF8))
-            elif chunk.kind in ("csv", "tsv"):
-                yield from _read_csv(chunk, file)
-            elif chunk.kind in _TAGGED:
-                yield from _read_sentences(chunk, _lines(chunk, file))
-            else:
-                read_line = _parse_line if chunk.kind == "jsonl" else _text_line
-                for row, line in _lines(chunk, file):
-                    if line.strip():
-                        yield read_line(chunk.path, row, line)
+    last = 0
+    try:
+        for raw in _read(chunk):
+            last = raw.row
+            yield raw
+    except (OSError, pa.ArrowException) as error:
+        raise files.unreadable(chunk.path, error, after_row=last) from error
+
+
+def _read(chunk: Chunk) -> Iterator[RawRow]:
+    if chunk.kind == "parquet":
+        yield from _read_row_group(chunk)
+        return
+    with files.open_file(chunk.path) as file:
+        if chunk.kind == "arrow":
+            yield from _read_arrow(chunk, file)
+        elif chunk.kind == "json":
+            yield from _read_array(chunk, file.read().removeprefix(codecs.BOM_UTF8))
+        elif chunk.kind in ("csv", "tsv"):
+            yield from _read_csv(chunk, file)
+        elif chunk.kind in _TAGGED:
+            yield from _read_sentences(chunk, _lines(chunk, file))
+        else:
+            read_line = _parse_line if chunk.kind == "jsonl" else _text_line
+            for row, line in _lines(chunk, file):
+                if line.strip():
+                    yield read_line(chunk.path, row, line)
 
 
 def _lines(chunk: Chunk, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -98,15 +107,37 @@ def _lines(chunk: Chunk, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _parse_line(path: str, row: int, line: bytes) -> RawRow:
     try:
-        value = json.loads(line.decode("utf-8"))
+        return _checked(path, row, _from_json(line.decode("utf-8")))
     except UnicodeDecodeError as error:
         return _not_utf8(path, row, error)
     except json.JSONDecodeError as error:
-        detail = f"not valid JSON: {error.msg} at column {error.colno}"
-        return RawRow(path, row, None, "not valid JSON", detail)
+        return RawRow(path, row, None, "not valid JSON", _not_json(error))
     except (ValueError, RecursionError) as error:
         return RawRow(path, row, None, "not valid JSON", f"not valid JSON: {error}")
-    return _checked(path, row, value)
+
+
+class _NamedTwice(Exception):  # noqa: N818 - a value until then
+    """Stands for an object that holds a name twice, until it is known in which row."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _NamedTwice:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    names = [name for name, _ in pairs]
+    return _NamedTwice(max(names, key=names.count))
+
+
+_from_json = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+
+
+def _refuse(value: object) -> None:
+    assert isinstance(value, _NamedTwice)
+    raise value
 
 
 def _not_utf8(path: str, row: int, error: UnicodeDecodeError) -> RawRow:
@@ -165,24 +196,27 @@ def _sentence(path: str, row: int, lines: list[bytes]) -> Iterator[RawRow]:
 
 
 def _checked(path: str, row: int, value: object) -> RawRow:
-    if not isinstance(value, dict):
-        return RawRow(path, row, None, f"not a JSON object but {type(value).__name__}")
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8")
     except UnicodeEncodeError:
         return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
+    except _NamedTwice as error:
+        detail = f"an object names {str(error)!r} more than once"
+        return RawRow(path, row, None, "an object names a field more than once", detail)
+    if not isinstance(value, dict):
+        return RawRow(path, row, None, f"not a JSON object but {type(value).__name__}")
     return RawRow(path, row, value)
 
 
 def _read_array(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
     try:
-        values = json.loads(data.decode("utf-8"))
+        values = _from_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{chunk.path}:{line}: not UTF-8.", "Save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{chunk.path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}.",
+            f"{chunk.path}:{error.lineno}: {_not_json(error)}.",
             "Mend the array, or write one object a line (.jsonl): a broken line costs one row.",
         ) from error
     except (ValueError, RecursionError) as error:
@@ -243,17 +277,17 @@ def _csv_row(path: str, row: int, header: list[str], fields: list[str]) -> RawRo
 
 def _read_row_group(chunk: Chunk) -> Iterator[RawRow]:
     with files.open_file(chunk.path) as file:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
         names = parquet.schema_arrow.names
         _check_names(chunk.path, names)
         row, rows = chunk.first_row, parquet.metadata.row_group(chunk.start).num_rows
         try:
             for batch in parquet.iter_batches(row_groups=[chunk.start], use_threads=False):
                 for value in batch.to_pylist():
-                    yield _checked(chunk.path, row, value)
+                    yield RawRow(chunk.path, row, value)
                     row += 1
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            detail = f"row group {chunk.start} cannot be read: {error}"
+            detail = f"row group {chunk.start} cannot be read: {files.said(error)}"
             for lost in range(row, chunk.first_row + rows):
                 yield RawRow(chunk.path, lost, None, "its row group cannot be read", detail)
 
@@ -263,9 +297,14 @@ def _read_arrow(chunk: Chunk, file: BinaryIO) -> Iterator[RawRow]:
         _check_names(chunk.path, reader.schema.names)
         row = chunk.first_row
         for batch in reader:
-            for value in batch.to_pylist():
-                yield _checked(chunk.path, row, value)
-                row += 1
+            try:
+                values = batch.to_pylist()
+            except UnicodeDecodeError:
+                for lost in range(row, row + batch.num_rows):
+                    yield RawRow(chunk.path, lost, None, "a text of its batch is not UTF-8")
+            else:
+                yield from (RawRow(chunk.path, row + i, value) for i, value in enumerate(values))
+            row += batch.num_rows
 
 
 def _check_names(path: str, names: list[str]) -> None:

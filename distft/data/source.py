@@ -20,6 +20,8 @@ from distft.errors import DataError
 
 _BY_LINES = ("jsonl", "txt")
 """Kinds whose rows are single lines: such a file is read in many chunks."""
+_BINARY = ("parquet", "arrow")
+_HEAD_BYTES = 1024
 
 _MIN_CHUNK_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = 16 << 20
@@ -65,7 +67,7 @@ def scan(paths: Sequence[str]) -> list[SourceFile]:
         One entry per file, in order.
 
     Raises:
-        DataError: A file cannot be opened, is UTF-16, or is a Parquet file cut short.
+        DataError: A file cannot be opened, is UTF-16 or UTF-32, or a Parquet file cut short.
     """
     found = [(path, files.info(path)) for path in paths]
     return [_scan_file(path, info.size, info.mtime_ns) for path, info in found]
@@ -76,8 +78,10 @@ def _scan_file(path: str, size_bytes: int, _mtime_ns: int) -> SourceFile:
     """Scan an unchanged file once a process: detection, key and preparation all ask."""
     kind = files.kind_of(path)
     assert kind is not None
-    if kind == "json" and not _begins_an_array(path):
-        kind = "jsonl"
+    if kind not in _BINARY:
+        head = _head(path)
+        if kind == "json" and not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            kind = "jsonl"
     sha256, chunks = _cut(path, kind, size_bytes)
     if kind == "parquet":
         chunks = _row_groups(path)
@@ -86,9 +90,15 @@ def _scan_file(path: str, size_bytes: int, _mtime_ns: int) -> SourceFile:
     return SourceFile(path, kind, size_bytes, sha256, tuple(chunks))
 
 
-def _begins_an_array(path: str) -> bool:
+def _head(path: str) -> bytes:
+    """Return how a text begins, packed or not, if it is in an encoding whose lines can be found."""
     with files.open_file(path) as file, files.readable(path):
-        return file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+        head = file.read(_HEAD_BYTES)
+    # Every second byte of a Latin text in UTF-16 is 0, which no mark need announce.
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if marked or head.count(0) > len(head) // 3:
+        raise DataError(f"{path} is encoded as UTF-16 or UTF-32.", "Save it as UTF-8.")
+    return head
 
 
 def _cut(path: str, kind: str, size_bytes: int) -> tuple[str, list[Chunk]]:
@@ -101,8 +111,6 @@ def _cut(path: str, kind: str, size_bytes: int) -> tuple[str, list[Chunk]]:
         while block := file.read(step):
             if kind in _BY_LINES:
                 block += file.readline()
-            if not start and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{path} is encoded as UTF-16.", "Save it as UTF-8.")
             digest.update(block)
             chunks.append(Chunk(path, kind, start, start + len(block), row, len(block)))
             start += len(block)
@@ -118,7 +126,7 @@ def _row_groups(path: str) -> list[Chunk]:
             metadata = pq.ParquetFile(file).metadata
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{path} is no whole Parquet file: {error}.",
+                f"{path} is no whole Parquet file: {files.said(error)}.",
                 "Copy or write it again; what it holds stands at its end, which is missing.",
             ) from error
         for number in range(metadata.num_row_groups):

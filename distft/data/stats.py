@@ -85,7 +85,8 @@ def sample_stats(config: RunConfig) -> DataStats:
     for split, scanned in resolve.sources(config.data).items():
         chunks = [chunk for file in scanned for chunk in file.chunks]
         read = list(_affordable(chunks))
-        scale[split] = sum(c.size_bytes for c in chunks) / sum(c.size_bytes for c in read)
+        # A Parquet file without rows has no chunk.
+        scale[split] = sum(c.size_bytes for c in chunks) / (sum(c.size_bytes for c in read) or 1)
         for chunk in read:
             survey.begin(chunk.path, split)
             for reading in reader.read(chunk):

@@ -65,10 +65,10 @@ def ordered_context() -> ray.data.DataContext:
 
 
 def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Table]:
-    samples = sum(len(micro.ids) for plan in segment for micro in plan.micro_batches)
+    samples = sum(len(plan.ids) for plan in segment)
     steps = max(1, _BLOCK_SAMPLES * len(segment) // max(1, samples))
     blocks = [segment[i : i + steps] for i in range(0, len(segment), steps)]
-    items = [{"plans": json.dumps([[p.step, _ids(p)] for p in block])} for block in blocks]
+    items = [{"plans": json.dumps([[p.step, p.ids] for p in block])} for block in blocks]
     with ray.data.DataContext.current(ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read,
@@ -84,10 +84,6 @@ def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Tab
             batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED_BLOCKS
         )
     return tables
-
-
-def _ids(plan: StepPlan) -> list[int]:
-    return [one for micro in plan.micro_batches for one in micro.ids]
 
 
 def _schema(task: Task) -> pa.Schema:

@@ -31,6 +31,8 @@ from distft.report import document, results, settings
 from distft.report.show import Table, duration, label, number
 
 POLL_S = 0.2
+NOTABLE_WAIT = 0.05
+"""Share of the time that data may take before a line says so."""
 
 
 class Tail:
@@ -149,6 +151,8 @@ def _training(line: Metrics) -> str:
     ]
     if isinstance(line.get("tokens_per_s"), int | float):
         said.append(f"{line['tokens_per_s']:,.0f} tokens/s")
+    if line.get("data_wait", 0) >= NOTABLE_WAIT:
+        said.append(f"waits for data {line['data_wait']:.0%}")
     return "  ".join(said)
 
 

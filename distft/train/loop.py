@@ -25,7 +25,7 @@ from distft.train.best import check_measured, compare, stopped
 from distft.train.checkpoint import Position
 from distft.train.engine import Engine
 from distft.train.finish import check_changed, evaluate_split, finish
-from distft.train.job import Job
+from distft.train.job import Job, Steps
 from distft.train.journal import Journal
 from distft.train.packing import packed
 from distft.train.schedule import learning_rate
@@ -59,7 +59,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
         _evaluate_base(job, engine, position)
         yield _log(journal, {"step": 0, "samples": 0, **position.baseline})
     meter = _Meter()
-    for step_plan, micro_batches in job.steps(start, packs):
+    for step_plan, micro_batches in meter.waited(job.steps(start, packs)):
         if stopped(job, position):
             break
         loss, norm, rate, took = _step(job, engine, step_plan, micro_batches, packs)
@@ -202,10 +202,21 @@ class _Took:
 
 
 class _Meter:
-    """Tokens per second and the share of padding since the last reading."""
+    """What training came to since the last reading, and what it waited for."""
 
     def __init__(self) -> None:
-        self._took = _Took()
+        self._took, self._wait_s = _Took(), 0.0
+
+    def waited(self, steps: Steps) -> Steps:
+        """Yield the steps; the time each took to come counts as waiting for data."""
+        steps = iter(steps)
+        while True:
+            asked_s = time.perf_counter()
+            step = next(steps, None)
+            self._wait_s += time.perf_counter() - asked_s
+            if step is None:
+                return
+            yield step
 
     def add(self, took: _Took) -> None:
         before = self._took
@@ -215,9 +226,11 @@ class _Meter:
             before.seconds + took.seconds,
         )
 
-    def take(self) -> dict[str, float]:
-        took, self._took = self._took, _Took()
+    def take(self) -> Metrics:
+        took, wait_s = self._took, self._wait_s
+        self._took, self._wait_s = _Took(), 0.0
         return {
             "tokens_per_s": took.tokens / took.seconds if took.seconds else 0.0,
             "padding": 1 - took.tokens / took.positions if took.positions else 0.0,
+            "data_wait": wait_s / (took.seconds + wait_s),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -149,6 +150,30 @@ def test_only_the_command_killed_leaves_nothing_behind_that_writes(
     assert again.returncode == 0, again.stderr
     assert "continued from step" in again.stderr
     assert_equal_runs(finished.run_dir, run_dir, lines, samples)
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_and_continued_by_other_numbers_of_workers(
+    finished: Any, lines: Lines, samples: Samples
+) -> None:
+    """Dropout is drawn by rank, so losses may differ; what a step holds may not."""
+    folder, run_dir = finished.folder, finished.folder.run("resized")
+    moments = sorted(random.SystemRandom().sample(range(1, 14), 2))
+    print(f"killed at steps {moments}")
+    for workers, step in zip((1, 2), moments, strict=True):
+        command = run_of(folder, "resized", f"cluster.num_workers={workers}")
+        with folder.start(*command) as process:
+            wait_for_step(process, run_dir, step, lines)
+            kill(tree(process))
+    done = folder.distft(*run_of(folder, "resized", "cluster.num_workers=1"))
+    assert done.returncode == 0, done.stderr
+    unbroken, joined = (
+        {step: sorted(i for rank in ranks for i in rank) for step, ranks in sorted(log.items())}
+        for log in (samples(finished.run_dir), samples(run_dir))
+    )
+    assert list(joined) == list(range(1, 15))
+    assert joined == unbroken
+    assert losses(run_dir, lines).keys() == losses(finished.run_dir, lines).keys()
 
 
 @pytest.mark.slow

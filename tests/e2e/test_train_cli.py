@@ -44,6 +44,7 @@ TRAIN_KEYS = {
     "learning_rate",
     "grad_norm",
     "tokens_per_s",
+    "data_wait",
 }
 
 
@@ -219,6 +220,8 @@ def test_prepare_finds_what_training_prepared(finished: Any, say: Say) -> None:
     assert status == 0
     record = json.loads((finished.run_dir / "run.json").read_text())
     assert json.loads(out)["key"] == record["data"]["manifest"]
+    log = (finished.run_dir.parent / "prepared" / "log.jsonl").read_text().splitlines()
+    assert len(log) == 1, "however many runs trained on them"
 
 
 def test_the_starter_config_plans(say: Say, tmp_path: Path, asset: Callable[[str], Path]) -> None:

@@ -153,6 +153,23 @@ def test_best_yaml_trains_the_winner_again(tuned: Tuned) -> None:
 
 
 @pytest.mark.slow
+def test_another_method_and_another_study_tokenize_nothing(tuned: Tuned) -> None:
+    """The rows were tokenized once, for the first study; a run of either method finds them."""
+    made = STUDIES["preparations"](tuned.folder.parent)
+    assert len(made) == 1
+    best, folder = tuned.folder / "best.yaml", tuned.folder.parents[1]
+    for words in (
+        ("train", best, "name=lora", "method=lora", "train.max_steps=2"),
+        ("train", best, "name=full", "method=full", "train.max_steps=2"),
+        ("tune", tuned.config, "name=other", "tune.num_trials=2", "train.max_steps=4"),
+    ):
+        with command(folder, *words) as process:
+            _, err = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 0, err
+    assert STUDIES["preparations"](tuned.folder.parent) == made
+
+
+@pytest.mark.slow
 def test_more_trials_continue_and_fresh_begins_again(tuned: Tuned) -> None:
     before, folder = of(tuned.folder), tuned.folder.parents[1]
     with command(folder, "tune", tuned.config, "tune.num_trials=5", "--plain") as process:

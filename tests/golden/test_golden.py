@@ -7,12 +7,15 @@ clipping hides a wrong scale of the gradient; SGD without clipping shows it, so 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distft.train import checkpoint
 
@@ -232,6 +235,47 @@ def test_checkpoint_continues_at_another_world_and_stage(
     difference = (losses(resumed) - losses(whole)[4:]).abs().max()
     differences("loss", float(difference))
     assert difference <= LOSS_TOLERANCE * losses(whole).max()
+
+
+@SLOW
+def test_killed_anywhere_and_continued_the_joined_log_is_the_unbroken_one(
+    one, two, make_case
+) -> None:
+    """Half a step is nothing: what came after the newest checkpoint is done again, by anyone."""
+    groups = {1: one, 2: two}
+
+    def log(case: dict[str, Any]) -> dict[int, list[int]]:
+        steps: dict[int, list[int]] = {}
+        for path in Path(case["run_dir"]).glob("logs/samples-*.jsonl"):
+            for line in map(json.loads, path.read_text().splitlines()):
+                steps.setdefault(line["step"], []).extend(line["sample_ids"])
+        return {step: sorted(ids) for step, ids in sorted(steps.items())}
+
+    whole = make_case()
+    one.run(whole)
+    unbroken = log(whole)
+    assert [len(ids) for ids in unbroken.values()] == [8, 8, 8, 8, 5] * 2 + [8, 8]
+
+    @settings(max_examples=8, deadline=None)
+    @given(
+        kills=st.lists(
+            st.tuples(st.sampled_from([1, 2]), st.integers(1, STEPS - 1)), min_size=1, max_size=3
+        ),
+        save_steps=st.integers(1, 5),
+        last=st.sampled_from([1, 2]),
+    )
+    def check(kills: list[tuple[int, int]], save_steps: int, last: int) -> None:
+        run_dir = None
+        for world, stop_at in kills:
+            more = {} if run_dir is None else {"run_dir": run_dir}
+            case = make_case(world=world, save_steps=save_steps, stop_at=stop_at, **more)
+            run_dir = Path(case["run_dir"])
+            groups[world].run(case)
+        case = make_case(world=last, save_steps=save_steps, run_dir=run_dir)
+        groups[last].run(case)
+        assert log(case) == unbroken
+
+    check()
 
 
 def test_damaged_checkpoint_is_passed_over(one, make_case) -> None:

@@ -225,6 +225,8 @@ def test_second_prepare_reads_no_row(tmp_path: Path, make_config: MakeConfig) ->
     again, same = prepare(config, progress=lambda done, total: tokenized.append(done))
     assert (again, same) == (root, manifest)
     assert tokenized == [], "a second pass over the data"
+    (line,) = map(json.loads, (root.parent / "log.jsonl").read_text().splitlines())
+    assert (line["key"], line["rows"], line["tokenized_rows"]) == (manifest.key, 60, 60)
     assert {path.name: path.stat().st_mtime_ns for path in root.iterdir()} == before
 
 

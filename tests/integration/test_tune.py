@@ -182,6 +182,13 @@ def test_the_ledger_is_the_journal_and_the_winner_is_a_run(done: Done) -> None:
     assert (winner.status, winner.config["method"]["name"]) == ("completed", best.method)
 
 
+def test_trials_confirmations_and_the_winner_share_one_tokenization(done: Done) -> None:
+    assert len({trial.method for trial in done.trials}) > 1
+    manifest = load_manifest(next((done.folder.parent / "prepared").glob("*/manifest.json")).parent)
+    rows = sum(info.rows for info in manifest.splits.values())
+    assert STUDIES["preparations"](done.folder.parent) == [(manifest.key, rows)]
+
+
 def test_without_a_dashboard_trials_of_several_workers_are_refused(done: Done) -> None:
     path = done.folder.parents[1] / "study.yaml"
     began = time.monotonic()

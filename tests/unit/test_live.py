@@ -54,11 +54,11 @@ def test_a_log_gets_plain_lines_as_they_come(tmp_path: Path) -> None:
         stream.wait_for("starting 2 Ray workers ...\n")
         append(path, {"step": 0, "eval_loss": 1.1, "eval_accuracy": 0.36, "eval_rows": 371})
         stream.wait_for("step 0/20  eval loss 1.100  eval accuracy 0.3600\n")
-        append(path, training(5))
+        append(path, {**training(5), "data_wait": 0.01})
         stream.wait_for("step 5/20  loss 0.8123  lr 9.00e-05  1,650 tokens/s  ETA ")
-        append(path, training(20))
+        append(path, {**training(20), "data_wait": 0.25})
     text = stream.getvalue()
-    assert "step 20/20" in text
+    assert "step 20/20  loss 0.8123  lr 9.00e-05  1,650 tokens/s  waits for data 25%" in text
     assert "\x1b" not in text
     assert "\r" not in text
     assert len(text.splitlines()) == 4

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from distft.data.order import StepPlan, epoch_ids, eval_plan, plan_steps
 from distft.data.pack import Budget
 
-groups = st.lists(st.integers(1, 9), min_size=1, max_size=30)
+groups = st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(any)
+"""Uneven, and some of them empty."""
 
 
 @given(row_groups=groups, seed=st.integers(0, 5), epoch=st.integers(0, 5), window=st.integers(1, 8))
@@ -80,7 +82,7 @@ def test_a_step_is_the_next_samples_of_the_order_at_any_world_size(row_groups: l
             epoch = number // -(-rows // 12)
             wanted = order[epoch][position[epoch] : position[epoch] + 12]
             position[epoch] += 12
-            got = [one for plan in together for micro in plan.micro_batches for one in micro.ids]
+            got = [one for plan in together for one in plan.ids]
             assert sorted(got) == sorted(wanted)
             for plan in together:
                 assert (plan.step, plan.epoch) == (number, epoch)
@@ -92,6 +94,43 @@ def test_a_step_is_the_next_samples_of_the_order_at_any_world_size(row_groups: l
 def test_resuming_at_any_step_gives_the_tail(row_groups: list[int], start: int) -> None:
     whole = steps(row_groups, 2, 1, total_steps=60)
     assert steps(row_groups, 2, 1, total_steps=60, start_step=start) == whole[start:]
+
+
+@given(
+    row_groups=groups,
+    batch=st.integers(1, 12),
+    parts=st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(0, 20)), max_size=5),
+)
+def test_stopped_anywhere_and_rebuilt_at_other_world_sizes_it_is_the_same_log(
+    row_groups: list[int], batch: int, parts: list[tuple[int, int]]
+) -> None:
+    def log(world: int, start: int, end: int) -> list[tuple[int, int, list[int]]]:
+        ranks = [
+            steps(
+                row_groups, world, rank, global_batch_size=batch, start_step=start, total_steps=end
+            )
+            for rank in range(world)
+        ]
+        return [
+            (
+                together[0].step,
+                together[0].epoch,
+                sorted(one for plan in together for one in plan.ids),
+            )
+            for together in zip(*ranks, strict=True)
+        ]
+
+    ends = list(accumulate(count for _, count in parts))
+    joined = [
+        line
+        for (world, count), end in zip(parts, ends, strict=True)
+        for line in log(world, end - count, end)
+    ]
+    assert joined == log(1, 0, ends[-1] if ends else 0)
+    a_epoch = -(-sum(row_groups) // batch)
+    for first in range(0, len(joined) - a_epoch + 1, a_epoch):
+        ids = [one for _, _, step in joined[first : first + a_epoch] for one in step]
+        assert sorted(ids) == list(range(sum(row_groups)))
 
 
 def test_a_short_last_step_leaves_ranks_without_work_not_without_micro_batches() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,6 +39,9 @@ def test_jsonl_rows_carry_their_line_number(tmp_path: Path) -> None:
     ("line", "said"),
     [
         (b'{"a": ', "not valid JSON: Expecting value at column"),
+        (b'{"a": "x', "not valid JSON: Unterminated string starting at column 7"),
+        (b'{"a": 1, "b": 2, "a": 1}', "an object names 'a' more than once"),
+        (b'{"m": [{"role": "user", "role": "x"}]}', "an object names 'role' more than once"),
         (b"[1]", "not a JSON object but list"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 8"),
         (b'{"a": "\\ud83d"}', "surrogate"),
@@ -83,9 +88,11 @@ def test_chunks_of_any_size_give_every_row_once(
 
 
 def test_json_may_be_an_array_or_lines(tmp_path: Path) -> None:
-    array = rows(write(tmp_path / "a.json", '\ufeff [\n{"a": 1},\n{"a": 2}, 3]'))
+    text = '\ufeff [\n{"a": 1},\n{"a": 2}, 3, {"b": {"a": 1, "a": 2}}]'
+    array = rows(write(tmp_path / "a.json", text))
     assert [(row.row, row.value) for row in array[:2]] == [(1, {"a": 1}), (2, {"a": 2})]
     assert "not a JSON object but int" in array[2].error
+    assert array[3].error.endswith("a.json:4: an object names 'a' more than once")
     lines = rows(write(tmp_path / "b.json", '{"a": 1}\n{"a": 2}\n'))
     assert [row.value for row in lines] == [{"a": 1}, {"a": 2}]
 
@@ -139,8 +146,12 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
         rows(write(tmp_path / "a.csv", text))
 
 
-def test_utf16_is_refused_with_the_cure(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "text,label\na,b\n".encode("utf-16"))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.csv", "a.json", "a.txt", "a.jsonl.gz"])
+def test_utf16_is_refused_with_the_cure(tmp_path: Path, encoding: str, name: str) -> None:
+    content = "text,label\na,b\n".encode(encoding)
+    path = tmp_path / name
+    packed(path, content) if name.endswith(".gz") else write(path, content)
     with pytest.raises(DataError, match="UTF-16") as caught:
         scan([str(path)])
     assert "UTF-8" in caught.value.hint
@@ -240,10 +251,18 @@ def test_a_packed_file_cut_short_is_refused(tmp_path: Path, suffix: str, kind: s
     content = b"text,label\n" + b"".join(b"%d,%x\n" % (i, i**9) for i in range(20_000))
     path = packed(tmp_path / f"a.{kind}{suffix}", content)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(DataError, match=rf"a\.{kind}\{suffix} cannot be read"):
+    with pytest.raises(DataError, match=rf"a\.{kind}\{suffix} cannot be read") as caught:
         rows(path)
+    assert "cut short" in caught.value.hint
     path.write_bytes(b"this is no archive")
     with pytest.raises(DataError, match=rf"a\.{kind}\{suffix} cannot be read"):
+        rows(path)
+
+
+def test_a_long_packed_file_cut_short_says_where(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.txt.zst", b"".join(b"%d\n" % i**9 for i in range(100_000)))
+    path.write_bytes(path.read_bytes()[:-99])
+    with pytest.raises(DataError, match=r"a\.txt\.zst cannot be read on after row \d{5}: Trunc"):
         rows(path)
 
 
@@ -255,6 +274,42 @@ def test_parquet_rows_carry_their_number_through_row_groups(tmp_path: Path) -> N
     assert [chunk.first_row for chunk in file.chunks] == [1, 31, 61, 91]
     found = rows(path)
     assert [(row.row, row.value) for row in found] == list(enumerate(wanted, start=1))
+
+
+def test_columns_that_json_cannot_hold_are_no_flaw(tmp_path: Path) -> None:
+    when = datetime(2026, 1, 2, tzinfo=UTC)
+    table = pa.table({"text": ["a"], "when": [when], "raw": [b"\xff"], "price": [Decimal("1.5")]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    for name in ("a.parquet", "a.arrow"):
+        (row,) = rows(tmp_path / name)
+        assert row.value == {"text": "a", "when": when, "raw": b"\xff", "price": Decimal("1.5")}
+
+
+def test_a_flipped_bit_shows_where_pages_have_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [f"film {i}" for i in range(10)]})
+    kept = {"use_dictionary": False, "compression": "none", "write_page_checksum": True}
+    pq.write_table(table, path, row_group_size=5, **kept)
+    content = bytearray(path.read_bytes())
+    # Not the first or the last text of a page, which its statistics hold too.
+    content[content.index(b"film 2")] ^= 1
+    path.write_bytes(content)
+    found = rows(path)
+    assert [bool(row.reason) for row in found] == [True] * 5 + [False] * 5
+    assert "row group 0 cannot be read" in found[0].error
+
+
+def test_text_of_an_arrow_file_that_is_not_utf8_costs_its_batch(tmp_path: Path) -> None:
+    bad = pa.array([b"\xff", b"b"]).view(pa.string())
+    batches = [pa.record_batch({"t": pa.array(["a"])}), pa.record_batch({"t": bad})]
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    found = rows(tmp_path / "a.arrow")
+    assert [(row.row, row.value) for row in found] == [(1, {"t": "a"}), (2, None), (3, None)]
+    assert found[1].error.endswith("a.arrow:2: a text of its batch is not UTF-8")
 
 
 def test_a_damaged_parquet_file_costs_the_row_group_or_is_refused(tmp_path: Path) -> None:
