@@ -73,13 +73,18 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     Returns:
         Their folder and manifest.
     """
+    from distft.data.manifest import MANIFEST_FILE
     from distft.data.prepare import prepare as prepare_data
+    from distft.data.tally import summary
     from distft.report.progress import counting
 
     with counting("preparing the data", console) as progress:
         root, manifest = prepare_data(config, progress=progress)
     if manifest.unread_files:
         console.print(f"not read: {', '.join(manifest.unread_files)}", highlight=False)
+    if manifest.cleaning:
+        said = f"cleaned: {summary(manifest.cleaning)} (samples in {root / MANIFEST_FILE})"
+        console.print(said, highlight=False)
     # A sample of large data need not show every class.
     plugin.tasks()[manifest.task].check(config.task, manifest.labels)
     return root, manifest

@@ -1,0 +1,102 @@
+"""What cleaning did over all rows: counts of each step, and its first rows as samples. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distft.data.clean import STEPS, Change
+from distft.data.manifest import CleaningSample, CleaningStep
+
+SAMPLES = 20
+"""Of each step."""
+
+
+def packed(changes: Iterable[Change], sampled: Counter[str]) -> str | None:
+    """Return what cleaning did to a row as text that travels between processes.
+
+    Args:
+        changes: What it did.
+        sampled: Rows of this chunk so far by step; counted up. The first 20 bring excerpts: the
+            first 20 of all rows are among them, however the files are cut into chunks.
+
+    Returns:
+        JSON; None where nothing was done.
+    """
+    items: list[tuple[str, str, str | None, bool]] = []
+    for change in changes:
+        sampled[change.step] += 1
+        items.append((change.step, change.before, change.after, sampled[change.step] <= SAMPLES))
+    return json.dumps(items) if items else None
+
+
+class Tally:
+    """Counts and samples by step, row after row in file order."""
+
+    def __init__(self) -> None:
+        self._steps = {name: CleaningStep() for name in STEPS}
+
+    def steps(self) -> dict[str, CleaningStep]:
+        """Return what each step did that did anything, in the order of the steps."""
+        return {name: one for name, one in self._steps.items() if one.changed or one.dropped}
+
+    def add(self, path: str, row: int, changes: str) -> None:
+        """Count what was done to a row.
+
+        Args:
+            path: Its file.
+            row: Its number in the file.
+            changes: What `packed` returned.
+        """
+        for name, before, after, shown in json.loads(changes):
+            sample = CleaningSample(file=path, row=row, before=before, after=after)
+            self._count(name, sample if shown else None, dropped=after is None)
+
+    def extend(self, path: str, table: pa.Table) -> None:
+        """Count what was done to the rows of a table.
+
+        Args:
+            path: Their file.
+            table: Columns `row` and `changes`, as `distft.data.survey.surveyed` has them.
+        """
+        cleaned = table.select(["row", "changes"]).filter(pc.is_valid(table["changes"]))
+        for item in cleaned.to_pylist():
+            self.add(path, item["row"], item["changes"])
+
+    def near(self, place: tuple[str, int], other: tuple[str, int]) -> None:
+        """Count a row that was left out because it resembles another.
+
+        Args:
+            place: Its file and its number there.
+            other: The same of the row that stays.
+        """
+        where = f"{other[0]}:{other[1]}"
+        sample = CleaningSample(file=place[0], row=place[1], resembles=where)
+        self._count("near_duplicates", sample, dropped=True)
+
+    def _count(self, name: str, sample: CleaningSample | None, *, dropped: bool) -> None:
+        step = self._steps[name]
+        step.dropped += dropped
+        step.changed += not dropped
+        if sample is not None and len(step.samples) < SAMPLES:
+            step.samples.append(sample)
+
+
+def summary(steps: dict[str, CleaningStep]) -> str:
+    """Return in one line what cleaning did, such as `mask changed 3 rows; languages dropped 1`.
+
+    Args:
+        steps: Of a manifest.
+
+    Returns:
+        Empty where it did nothing.
+    """
+    said = [
+        f"{name} {'dropped' if step.dropped else 'changed'} {step.dropped or step.changed} rows"
+        for name, step in steps.items()
+    ]
+    return "; ".join(said)
