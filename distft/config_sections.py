@@ -82,11 +82,11 @@ class CleanConfig(Section):
     @field_validator("languages")
     @classmethod
     def _languages_are_known(cls, codes: list[str]) -> list[str]:
-        known = languages.known() if codes else []
         for code in codes:
-            if code not in known:
+            if code not in languages.CODES:
                 raise ValueError(
-                    f"unknown language {code!r}{nearest(code, known)}; allowed: {', '.join(known)}"
+                    f"unknown language {code!r}{nearest(code, languages.CODES)}; allowed: "
+                    f"{', '.join(languages.CODES)}"
                 )
         return codes
 

@@ -83,8 +83,10 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     if manifest.unread_files:
         console.print(f"not read: {', '.join(manifest.unread_files)}", highlight=False)
     if manifest.cleaning:
-        said = f"cleaned: {summary(manifest.cleaning)} (samples in {root / MANIFEST_FILE})"
-        console.print(said, highlight=False)
+        console.print(
+            f"cleaned, samples in {root / MANIFEST_FILE}:", highlight=False, soft_wrap=True
+        )
+        console.print(summary(manifest.cleaning), highlight=False, soft_wrap=True)
     # A sample of large data need not show every class.
     plugin.tasks()[manifest.task].check(config.task, manifest.labels)
     return root, manifest

@@ -1,8 +1,8 @@
 """Which rows resemble an earlier one: MinHash signatures, and their comparison. Pure.
 
 A signature stands for the set of a text's runs of five words. Two signatures agree in about the
-share of positions that the sets share of their runs (Jaccard); of 128 positions the standard error is
-at most 0.045.
+share of positions that the sets share of their runs (Jaccard), with a standard error of at most
+0.045.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -86,8 +86,8 @@ class Tally:
             step.samples.append(sample)
 
 
-def summary(steps: dict[str, CleaningStep]) -> str:
-    """Return in one line what cleaning did, such as `mask changed 3 rows; languages dropped 1`.
+def summary(steps: Mapping[str, CleaningStep]) -> str:
+    """Return what cleaning did, a line for each step: `mask changed 3 rows, first at a.jsonl:7`.
 
     Args:
         steps: Of a manifest.
@@ -95,8 +95,10 @@ def summary(steps: dict[str, CleaningStep]) -> str:
     Returns:
         Empty where it did nothing.
     """
-    said = [
-        f"{name} {'dropped' if step.dropped else 'changed'} {step.dropped or step.changed} rows"
-        for name, step in steps.items()
-    ]
-    return "; ".join(said)
+    lines: list[str] = []
+    for name, step in steps.items():
+        did, count = ("dropped", step.dropped) if step.dropped else ("changed", step.changed)
+        first = step.samples[0]
+        rows = "1 row" if count == 1 else f"{count} rows"
+        lines.append(f"{name} {did} {rows}, first at {first.file}:{first.row}")
+    return "\n".join(lines)
