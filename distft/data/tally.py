@@ -30,7 +30,9 @@ def packed(changes: Iterable[Change], sampled: Counter[str]) -> str | None:
     items: list[tuple[str, str, str | None, bool]] = []
     for change in changes:
         sampled[change.step] += 1
-        items.append((change.step, change.before, change.after, sampled[change.step] <= SAMPLES))
+        shown = sampled[change.step] <= SAMPLES
+        after = change.after if shown or change.after is None else ""
+        items.append((change.step, change.before if shown else "", after, shown))
     return json.dumps(items) if items else None
 
 

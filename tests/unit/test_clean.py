@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from distft import languages
 from distft.config_file import parse
 from distft.config_sections import CleanConfig
-from distft.data.clean import CleanedOut, clean_row, visible
+from distft.data.clean import Change, CleanedOut, clean_row, visible
 from distft.data.survey import RowReader
 from distft.data.tally import SAMPLES, Tally, packed, summary
 from distft.errors import ConfigError
@@ -218,6 +218,9 @@ def test_a_tally_does_not_depend_on_where_files_are_cut() -> None:
                     total.add("f", number, found)
         return total
 
+    change = Change("mask", "x" * 90, "y" * 90)
+    assert len(packed([change], Counter({"mask": SAMPLES - 1})) or "") > 180
+    assert len(packed([change], Counter({"mask": SAMPLES})) or "") < 40
     whole = tally(200).steps()
     assert whole == tally(7).steps() == tally(1).steps()
     assert list(whole) == ["control_characters", "min_chars"]
