@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from distft import plugin, space
+from distft import languages, masking, plugin, space
 from distft.errors import nearest
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -49,6 +49,62 @@ class ModelConfig(Section):
     """Runs Python code that came with the model. Recorded in the run."""
 
 
+class CleanConfig(Section):
+    """What is done to the rows' texts, and which rows are left out; nothing unless asked for."""
+
+    unicode: Literal["NFC", "NFKC"] | None = None
+    """Normal form of all texts; NFKC also makes full-width letters, ligatures and superscripts
+    plain ones."""
+    control_characters: bool = False
+    """Remove control characters, zero-width and direction marks; every line ends with a line
+    feed."""
+    mask: list[Literal["email", "phone"]] = Field(default_factory=list)
+    """Write [EMAIL] and [PHONE] in place of addresses and numbers, in answers too."""
+    phone_region: str | None = None
+    """Country whose numbers are also masked without +code, such as DE; default: those with it."""
+    min_chars: Annotated[int, Field(ge=1)] | None = None
+    """Leave out rows whose texts are together shorter."""
+    max_chars: Annotated[int, Field(ge=1)] | None = None
+    """Leave out rows whose texts are together longer."""
+    languages: list[str] = Field(default_factory=list)
+    """Leave out rows that are told to be in another language, such as [en, de]; what is too short
+    to tell stays."""
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Leave out training rows of whose runs of five words this share is that of an earlier row, an
+    eval or a test row, such as 0.8."""
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _yaml_norwegian(cls, codes: Any) -> Any:
+        # YAML 1.1 reads a bare `no` as false.
+        return ["no" if code is False else code for code in codes] if type(codes) is list else codes
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_are_known(cls, codes: list[str]) -> list[str]:
+        for code in codes:
+            if code not in languages.CODES:
+                raise ValueError(
+                    f"unknown language {code!r}{nearest(code, languages.CODES)}; allowed: "
+                    f"{', '.join(languages.CODES)}"
+                )
+        return codes
+
+    @model_validator(mode="after")
+    def _keys_go_together(self) -> CleanConfig:
+        if self.min_chars and self.max_chars and self.min_chars > self.max_chars:
+            raise ValueError(f"min_chars {self.min_chars} is more than max_chars {self.max_chars}")
+        if self.phone_region is not None:
+            if "phone" not in self.mask:
+                raise ValueError("phone_region is read only where mask names phone")
+            if self.phone_region not in masking.regions():
+                raise ValueError(
+                    f"unknown phone_region {self.phone_region!r}; allowed: ISO 3166 codes in "
+                    "capital letters, such as DE, FR or US"
+                )
+        return self
+
+
 class DataConfig(Section):
     """Which rows, and how they are read."""
 
@@ -72,6 +128,8 @@ class DataConfig(Section):
     the method and the model allow it."""
     train_on_prompt: bool = False
     """Of conversations: train on everything, not on the answers only."""
+    clean: CleanConfig = Field(default_factory=CleanConfig)
+    """What is done to the texts, and which rows are left out for what they say."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
     """Use only the first so many usable training rows."""
     on_bad_row: Literal["skip", "fail"] = "skip"

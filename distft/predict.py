@@ -263,7 +263,8 @@ def _prepared(run: _Run) -> Path:
 def _readings(config: RunConfig, data: str, *, training: bool) -> Iterator[Reading]:
     assert config.data.format is not None
     form = plugin.formats()[config.data.format]
-    reader = RowReader(form.name, resolve.columns_of(form, config.data), training)
+    columns, clean = resolve.columns_of(form, config.data), config.data.clean
+    reader = RowReader(form.name, columns, training, clean)
     for file in source.scan(files.expand(data, "data")):
         for chunk in file.chunks:
             yield from reader.read(chunk)

@@ -38,6 +38,8 @@ class DataRecord(BaseModel):
     """Class names in id order; empty for tasks without classes."""
     dropped: dict[str, int] = Field(default_factory=dict)
     """Reason -> rows left out; the manifest lists them."""
+    changed: dict[str, int] = Field(default_factory=dict)
+    """Step of `data.clean` -> rows it changed; the manifest holds samples."""
     truncated: dict[str, int] = Field(default_factory=dict)
     """Rows cut to the longest length, per split."""
 

@@ -262,6 +262,9 @@ def first_record(
             tokens={split: info.tokens for split, info in manifest.splits.items()},
             labels=list(manifest.labels),
             dropped=dict(manifest.dropped),
+            changed={
+                name: step.changed for name, step in manifest.cleaning.items() if step.changed
+            },
             truncated={split: info.truncated for split, info in manifest.splits.items()},
         ),
         model=ModelRecord(

@@ -73,7 +73,9 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     Returns:
         Their folder and manifest.
     """
+    from distft.data.manifest import MANIFEST_FILE
     from distft.data.prepare import prepare as prepare_data
+    from distft.data.tally import summary
     from distft.report.progress import counting
 
     with counting("preparing the data", console) as progress:
@@ -81,6 +83,11 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     if manifest.unread_files:
         said = f"not read: {', '.join(manifest.unread_files)}"
         console.print(said, highlight=False, soft_wrap=True)
+    if manifest.cleaning:
+        console.print(
+            f"cleaned, samples in {root / MANIFEST_FILE}:", highlight=False, soft_wrap=True
+        )
+        console.print(summary(manifest.cleaning), highlight=False, soft_wrap=True)
     # A sample of large data need not show every class.
     plugin.tasks()[manifest.task].check(config.task, manifest.labels)
     return root, manifest

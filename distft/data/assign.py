@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from distft.config_sections import DataConfig
 from distft.data import resolve
 from distft.data.manifest import DroppedRow
+from distft.data.near import NearRepeats, signature
 from distft.data.split import (
     BEYOND,
     FATES,
@@ -30,6 +31,7 @@ from distft.data.split import (
     assign,
 )
 from distft.data.survey import Reading, key_of
+from distft.data.tally import Tally
 from distft.errors import DataError
 from distft.plugin import Task
 
@@ -63,10 +65,18 @@ class _Chunk:
 
 
 class Survey:
-    """What is known of all rows, chunk after chunk, in file order."""
+    """What is known of all rows, chunk after chunk, in file order.
 
-    def __init__(self) -> None:
+    Args:
+        near: Whether near-duplicates are looked for.
+    """
+
+    def __init__(self, near: bool = False) -> None:
+        self.near = near
         self.chunks: list[_Chunk] = []
+        self.cleaning = Tally()
+        self.signatures = bytearray()
+        """Of the usable rows."""
         self.fates = np.empty(0, np.uint8)
         """Filled in by `decide`: a position in FATES for each row."""
         self._names, self._reasons = _Names(), _Names()
@@ -126,6 +136,7 @@ class Survey:
             return None
         key = key_of(task.key(reading.value))
         classes = task.classes(reading.value) if task.classes else ()
+        self.signatures += signature(reading.value) if self.near else b""
         self.add(reading.row, key, task.stratum(reading.value), classes)
         return key
 
@@ -133,8 +144,11 @@ class Survey:
         """Take the next rows as another process read them.
 
         Args:
-            table: Columns `row`, `key`, `stratum`, `classes` and `reason`, as `add` has them.
+            table: Columns `row`, `key`, `stratum`, `classes` and `reason`, as `add` has them,
+                `signature` and `changes`, as `surveyed` has them.
         """
+        self.signatures += b"".join(table["signature"].drop_null().to_pylist())
+        self.cleaning.extend(self.chunks[-1].path, table)
         usable = pc.is_valid(table["key"]).to_numpy()
         self._rows.frombytes(table["row"].to_numpy().astype(np.int64).tobytes())
         self._keys += b"".join(key or _NO_KEY for key in table["key"].to_pylist())
@@ -273,7 +287,10 @@ def decide(survey: Survey, data: DataConfig, seed: int, dropped: Dropped) -> Non
     """
     usable, candidates = survey.candidates()
     survey.fates = np.full(len(survey), UNUSABLE, np.uint8)
-    survey.fates[usable] = assign(candidates, resolve.shares(data), seed)
+    near = NearRepeats(survey.signatures, data.clean.near_duplicates)
+    survey.fates[usable] = assign(candidates, resolve.shares(data), seed, near.mark)
+    for row, like in near.likes.items():
+        survey.cleaning.near(survey.place(int(usable[row])), survey.place(int(usable[like])))
     _train_every_class(survey)
     if data.max_samples is not None:
         survey.fates[np.flatnonzero(survey.fates == TRAIN)[data.max_samples :]] = BEYOND

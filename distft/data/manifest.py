@@ -75,6 +75,31 @@ class DroppedRow(_Part):
     reason: str
 
 
+class CleaningSample(_Part):
+    """A row that a cleaning step changed or left out."""
+
+    file: str
+    row: int
+    """1-based, as in `DroppedRow`."""
+    before: str = ""
+    """Excerpt of what the step found; empty where the row holds something masked."""
+    after: str | None = None
+    """Excerpt of what it made of it; None where it left the row out."""
+    resembles: str | None = None
+    """file:row of the row that stays in place of a near-duplicate."""
+
+
+class CleaningStep(_Part):
+    """What a step of `data.clean` did to all rows that were read."""
+
+    changed: int = 0
+    """Rows."""
+    dropped: int = 0
+    """Rows left out; they are also counted in `Manifest.dropped`."""
+    samples: list[CleaningSample] = Field(default_factory=list)
+    """The first 20 of them."""
+
+
 class SourceInfo(_Part):
     """A raw file as it was when it was read."""
 
@@ -105,6 +130,8 @@ class Manifest(_Part):
     """Rows in no split, by reason."""
     dropped_rows: list[DroppedRow]
     """The first 1,000 of them."""
+    cleaning: dict[str, CleaningStep] = Field(default_factory=dict)
+    """What each step of `data.clean` that did anything did."""
     sources: list[SourceInfo]
     unread_files: list[str] = Field(default_factory=list)
     """What else lies in the folders that were named."""

@@ -44,7 +44,7 @@ from distft.data.shards import ShardWriter, encoded_schema
 from distft.data.source import Chunk
 from distft.data.split import SPLITS, Split
 from distft.data.stream import ordered_context
-from distft.data.survey import Reading, RowReader, key_of
+from distft.data.survey import Reading, RowReader, surveyed
 from distft.data.tokenize import encode_row
 from distft.errors import DataError, DistftError
 from distft.plugin import EncodeContext, Encoded, Task, TrainsNothing
@@ -64,6 +64,8 @@ _SURVEYED = pa.schema(
         ("key", pa.binary()),
         ("stratum", pa.string()),
         ("classes", pa.list_(pa.string())),
+        ("signature", pa.binary()),
+        ("changes", pa.string()),
         ("reason", pa.string()),
         ("error", pa.string()),
         ("fatal", pa.string()),
@@ -167,7 +169,7 @@ def _make(
         model=config.model,
         template=config.data.template,
         task=task.name,
-        reader=RowReader(format_name, columns),
+        reader=RowReader(format_name, columns, clean=config.data.clean),
         chunks=[chunk for _, chunk in chunks],
         stop_at_bad_row=config.data.on_bad_row == "fail",
     )
@@ -176,7 +178,7 @@ def _make(
     decide(survey, config.data, config.train.seed, dropped)
     labels = labels_of(survey, task, config.data)
     context = resolve.context(config, labels)
-    job = replace(job, context=context)
+    job = replace(job, context=context, reader=job.reader.of_kept())
     splits, tokenized = _tokenize(job, survey.codes(), root, begun, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
@@ -193,6 +195,7 @@ def _make(
         tokenized_rows=tokenized,
         dropped=dict(dropped.counts.most_common()),
         dropped_rows=dropped.rows,
+        cleaning=survey.cleaning.steps(),
         sources=[
             SourceInfo(split=split, file=file.path, bytes=file.size_bytes, sha256=file.sha256)
             for split, scanned in sources.items()
@@ -310,21 +313,9 @@ def _survey_chunks(batch: pa.Table, job: _Job) -> Iterator[pa.Table]:
     """First pass, in a Ray task: chunks -> key, class or reason of every row."""
     task = plugin.tasks()[job.task]
     for number in batch["chunk"].to_pylist():
-        yield from _tables(_guarded(number, _survey_rows(job, task, number)), _SURVEYED)
-
-
-def _survey_rows(job: _Job, task: Task, number: int) -> Iterator[dict[str, Any]]:
-    for reading in job.reader.read(job.chunks[number]):
-        item: dict[str, Any] = {"chunk": number, "row": reading.row}
-        if reading.value is None:
-            yield {**item, "reason": reading.reason, "error": reading.error}
-        else:
-            yield {
-                **item,
-                "key": key_of(task.key(reading.value)),
-                "stratum": task.stratum(reading.value),
-                "classes": list(task.classes(reading.value)) if task.classes else None,
-            }
+        rows = surveyed(job.reader, task, job.chunks[number])
+        items = ({"chunk": number, **row} for row in rows)
+        yield from _tables(_guarded(number, items), _SURVEYED)
 
 
 class _Encoder:

@@ -34,14 +34,14 @@ def split_readings(config: RunConfig, split: Split, key: str) -> Iterator[Readin
             f"The files of the run have changed: its {split} rows cannot be told any more.",
             "Name a file with --data.",
         )
-    reader = RowReader(form.name, resolve.columns_of(form, config.data))
+    reader = RowReader(form.name, resolve.columns_of(form, config.data), clean=config.data.clean)
     chunks = [
         (origin, chunk)
         for origin, files in resolve.sources(config.data).items()
         for file in files
         for chunk in file.chunks
     ]
-    survey = Survey()
+    survey = Survey(near=config.data.clean.near_duplicates is not None)
     for origin, chunk in chunks:
         survey.begin(chunk.path, origin)
         for reading in reader.read(chunk):
@@ -49,6 +49,6 @@ def split_readings(config: RunConfig, split: Split, key: str) -> Iterator[Readin
     decide(survey, config.data, config.train.seed, Dropped())
     wanted = 1 + SPLITS.index(split)
     for codes, (_, chunk) in zip(survey.codes(), chunks, strict=True):
-        for code, reading in zip(codes, reader.read(chunk), strict=True):
+        for code, reading in zip(codes, reader.of_kept().read(chunk), strict=True):
             if code == wanted:
                 yield reading

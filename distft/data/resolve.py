@@ -11,13 +11,14 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from distft import hf, plugin
 from distft.config import RunConfig
-from distft.config_sections import DataConfig, ModelConfig
+from distft.config_sections import CleanConfig, DataConfig, ModelConfig
 from distft.data import files, source
 from distft.data.rows import read_chunk
 from distft.data.source import SourceFile
@@ -318,6 +319,10 @@ def prepared_key(config: RunConfig, task: Task, format_name: str) -> str:
         "cutoff_len": cutoff_len(config),
         "train_on_prompt": data.train_on_prompt,
     }
+    if data.clean != CleanConfig():
+        # Their models and tables decide with which rows are left out and what is masked.
+        versions = {name: version(name) for name in ("phonenumbers", "py3langid", "rensa")}
+        parts["clean"] = [data.clean.model_dump(), versions]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

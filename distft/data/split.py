@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,10 +19,14 @@ FATES = (
     "also_in_eval",
     "also_in_test",
     "beyond_max_samples",
+    "near_duplicate",
+    "near_eval",
+    "near_test",
 )
 """What becomes of a row: the split it goes to, or why it goes to none. A fate is kept as its
 position here, one byte a row."""
-UNUSABLE, TRAIN, EVAL, TEST, DUPLICATE, ALSO_IN_EVAL, ALSO_IN_TEST, BEYOND = range(len(FATES))
+UNUSABLE, TRAIN, EVAL, TEST, DUPLICATE, ALSO_IN_EVAL, ALSO_IN_TEST, BEYOND = range(8)
+NEAR_DUPLICATE, NEAR_EVAL, NEAR_TEST = range(8, len(FATES))
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ class Candidates:
     """uint8, TRAIN, EVAL or TEST: which setting named the row's file."""
 
 
-def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.ndarray:
+def assign(
+    rows: Candidates,
+    shares: Mapping[Split, float],
+    seed: int,
+    mark_near: Callable[[np.ndarray], None] = lambda fates: None,
+) -> np.ndarray:
     """Return the fate of every row.
 
     Rows of a test file win over those of an eval file, these over train. With shares, the first
@@ -50,6 +59,8 @@ def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.nda
         shares: Share of the train files' rows for `eval`, `test` or both; a split without a
             share comes from files.
         seed: Decides which rows a share takes; equal rows, shares and seed give equal splits.
+        mark_near: Sets the fates of rows that resemble another, before shares are drawn, so that
+            no draw can part the two (see `distft.data.near`).
 
     Returns:
         One fate per row, in order; uint8.
@@ -69,6 +80,8 @@ def assign(rows: Candidates, shares: Mapping[Split, float], seed: int) -> np.nda
         mine = fates[order] == TRAIN
         again = np.diff(groups[mine], prepend=-1) == 0
         fates[order[mine][again]] = DUPLICATE
+    mark_near(fates)
+    if shares:
         _share_out(rows, np.flatnonzero(fates == TRAIN), shares, seed, fates)
     return fates
 

@@ -78,8 +78,8 @@ def sample_stats(config: RunConfig) -> DataStats:
     format_name, task_name = resolve.detect(config)
     task = plugin.tasks()[task_name]
     columns = resolve.columns_of(plugin.formats()[format_name], config.data)
-    reader = RowReader(format_name, columns)
-    survey = Survey()
+    reader = RowReader(format_name, columns, clean=config.data.clean)
+    survey = Survey(near=config.data.clean.near_duplicates is not None)
     sample: list[tuple[bytes, Row]] = []
     scale: dict[Split, float] = {}
     for split, scanned in resolve.sources(config.data).items():
@@ -140,7 +140,7 @@ def _keep_smallest(sample: list[tuple[bytes, Row]]) -> None:
 
 
 def _refuse_if_asked(reading: Reading, config: RunConfig) -> None:
-    if reading.value is None and config.data.on_bad_row == "fail":
+    if reading.error and not reading.cleaned_out and config.data.on_bad_row == "fail":
         raise DataError(f"{reading.error}.", "Mend the row, or set data.on_bad_row to skip.")
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distft import plugin
+from distft.config_sections import CleanConfig
+from distft.data import near
+from distft.data.clean import Change, CleanedOut, clean_row
 from distft.data.rows import read_chunk
 from distft.data.source import Chunk
-from distft.plugin import Row, UnusableRow
+from distft.data.tally import packed
+from distft.plugin import Row, Task, UnusableRow
 
 _TARGETS = ("label", "labels", "value", "tags", "target")
 """Keys of canonical rows that hold what is to be learnt (see `distft.plugin.RowKind`)."""
@@ -29,6 +34,10 @@ class Reading:
     """File, row and what exactly is wrong; empty for a good row."""
     raw: Mapping[str, Any] | None = None
     """The row's own fields, as far as it could be parsed."""
+    changes: tuple[Change, ...] = ()
+    """What cleaning did to it."""
+    cleaned_out: bool = False
+    """True: nothing is wrong with it, but cleaning leaves it out."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,10 @@ class RowReader:
     format: str
     columns: Mapping[str, str]
     training: bool = True
-    """Rows without what is to be learnt (label, answer) are unusable."""
+    """Rows without what is to be learnt (label, answer) are unusable, and cleaning may leave rows
+    out for their length or language."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """What is done to the texts."""
 
     def read(self, chunk: Chunk) -> Iterator[Reading]:
         """Yield every row of a chunk in file order.
@@ -52,7 +64,7 @@ class RowReader:
         Raises:
             DataError: The file as a whole cannot be read.
         """
-        form = plugin.formats()[self.format]
+        form, cleans = plugin.formats()[self.format], self.clean != CleanConfig()
         for raw in read_chunk(chunk):
             if raw.value is None:
                 yield Reading(raw.path, raw.row, None, raw.reason, raw.error)
@@ -61,11 +73,52 @@ class RowReader:
                 row = form.read(raw.value, self.columns)
                 if self.training:
                     _check_target(row, self.columns[form.target])
+                changes: tuple[Change, ...] = ()
+                if cleans:
+                    row, changes = clean_row(row, self.clean, filters=self.training)
+            except CleanedOut as out:
+                reason, changes = str(out), out.changes
+                where = f"{raw.path}:{raw.row}: {reason}"
+                yield Reading(raw.path, raw.row, None, reason, where, raw.value, changes, True)
             except UnusableRow as error:
                 where = f"{raw.path}:{raw.row}: {error}"
                 yield Reading(raw.path, raw.row, None, str(error), where, raw.value)
-                continue
-            yield Reading(raw.path, raw.row, row, raw=raw.value)
+            else:
+                yield Reading(raw.path, raw.row, row, raw=raw.value, changes=changes)
+
+    def of_kept(self) -> RowReader:
+        """Return a reader for rows that no filter has left out: it need not ask the filters."""
+        off: dict[str, Any] = {"min_chars": None, "max_chars": None, "languages": []}
+        return replace(self, clean=self.clean.model_copy(update=off))
+
+
+def surveyed(reader: RowReader, task: Task, chunk: Chunk) -> Iterator[dict[str, Any]]:
+    """Yield what a split must know of each row of a chunk.
+
+    Args:
+        reader: Reads and cleans them.
+        task: Knows what stands for a row, and its classes.
+        chunk: A part of a file.
+
+    Yields:
+        `row`; of a usable one `key`, `stratum`, `classes` and, where near-duplicates are looked
+        for, `signature`; of another `reason`, and `error` where something is wrong with it;
+        `changes` where cleaning did anything.
+    """
+    sampled: Counter[str] = Counter()
+    for reading in reader.read(chunk):
+        item: dict[str, Any] = {"row": reading.row, "changes": packed(reading.changes, sampled)}
+        row = reading.value
+        if row is None:
+            item["reason"] = reading.reason
+            item["error"] = None if reading.cleaned_out else reading.error
+        else:
+            item["key"] = key_of(task.key(row))
+            item["stratum"] = task.stratum(row)
+            item["classes"] = list(task.classes(row)) if task.classes else None
+            if reader.clean.near_duplicates is not None:
+                item["signature"] = near.signature(row)
+        yield item
 
 
 def _check_target(row: Row, column: str) -> None:

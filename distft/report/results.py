@@ -227,7 +227,11 @@ def data(document: Document) -> Section:
         )
         if key in plan
     ]
-    for key, name in (("truncated", "truncated, {}"), ("dropped", "dropped: {}")):
+    for key, name in (
+        ("truncated", "truncated, {}"),
+        ("dropped", "dropped: {}"),
+        ("changed", "changed by cleaning: {}"),
+    ):
         for which, count in (run["data"].get(key) or {}).items():
             if count:
                 path = pointer("run", "data", key, which)

@@ -31,6 +31,7 @@ LAYERS = (
     (
         *("plugin", "fields", "records", "space", "chat"),
         *("heads", "virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
+        *("languages", "masking"),
     ),
     ("errors",),
 )
@@ -52,6 +53,9 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "deepspeed": (("train/deepspeed_engine.py",), ()),
     "peft": (("bottleneck.py",), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
+    "phonenumbers": ((), ("masking.py",)),
+    "py3langid": ((), ("languages.py",)),
+    "rensa": ((), ("data/near.py",)),
     "rouge_score": ((), ("overlap.py",)),
     "regex": ((), ("overlap.py",)),
     "sacrebleu": ((), ("overlap.py",)),
