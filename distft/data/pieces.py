@@ -52,7 +52,8 @@ def pieces(
     for stop in range(1, len(ids) + 1):
         text = decode(before, stop)[len(decode(before, start)) :]
         goes_on = stop < len(ids) and ids[stop] not in special and stop - start < _LONGEST_PIECE
-        if text.endswith(_SPLIT_CHARACTER) and goes_on:
+        # Half a character is U+FFFD, or nothing where the tokenizer leaves out what it cannot read.
+        if (not text or text.endswith(_SPLIT_CHARACTER)) and goes_on:
             continue
         mine = list(ids[start:stop])
         piece = Piece(

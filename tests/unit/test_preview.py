@@ -92,6 +92,49 @@ def test_a_character_of_several_tokens_is_one_piece(chat_llama: Path) -> None:
     assert marked(found) == EMOJI
 
 
+def sentence_piece() -> Any:
+    """A tokenizer like Llama 2's: a mark for spaces, bytes for what it does not know."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"\u2581ab."]
+    tokenizer = Tokenizer(
+        models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
+def bytes_alone() -> Any:
+    """A slow tokenizer, which leaves out what is no whole character."""
+    from transformers import ByT5Tokenizer
+
+    return ByT5Tokenizer()
+
+
+@pytest.mark.parametrize("make", [sentence_piece, bytes_alone])
+def test_other_kinds_of_tokenizers_give_the_text_too(make: Any) -> None:
+    tokenizer = make()
+    for text in (f"a  b.{EMOJI}{CHINESE} a\n", f"\ufffd\ufffd{CHINESE}b", " a"):
+        ids = tokenizer(text)["input_ids"]
+        found = pieces(ids, [], tokenizer)
+        assert [token for piece in found for token in piece.ids] == ids
+        assert "".join(piece.text for piece in found).removesuffix("</s>") == text
+    assert EMOJI in {
+        piece.text for piece in pieces(tokenizer(f"a{EMOJI}b")["input_ids"], [], tokenizer)
+    }
+
+
 def test_half_a_character_before_a_special_token_takes_nothing_with_it(chat_llama: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(id=str(chat_llama)))
     ids = [*tokenizer(EMOJI)["input_ids"][:2], *tokenizer("</s>a")["input_ids"]]
