@@ -41,4 +41,4 @@ def preview(
 
     with answer(as_json) as show:
         seen = api.preview(config_file.load(config, overrides or []), rows=rows, row=row, html=html)
-        show(seen.model_dump(), Screen(seen))
+        show(seen.model_dump(), Screen(seen, html))

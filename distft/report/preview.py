@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -34,10 +35,11 @@ class Screen:
 
     Args:
         preview: The look.
+        page: Where it was written as a page, too.
     """
 
-    def __init__(self, preview: Preview) -> None:
-        self._preview = preview
+    def __init__(self, preview: Preview, page: Path | None = None) -> None:
+        self._preview, self._page = preview, page
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
@@ -53,6 +55,8 @@ class Screen:
             yield _bars(self._preview)
         for problem in problems(self._preview):
             yield Text(f"\n{problem}", style=BAD)
+        if self._page is not None:
+            yield Text(f"\nWrote {self._page}")
 
 
 def visible(text: str) -> str:

@@ -434,8 +434,12 @@ def test_the_command_prints_one_document(
     document = json.loads(capsys.readouterr().out)
     assert Preview.model_validate(document).name == "look"
     assert [row["pieces"][-1]["text"] for row in document["shown"]] == ["</s>", "</s>"]
-    assert cli.main(["data", "preview", str(path), "--rows", "1"]) == 0
-    assert "[[a</s>]]" in capsys.readouterr().out
+    page = tmp_path / "look.html"
+    assert cli.main(["data", "preview", str(path), "--rows", "1", "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "[[a</s>]]" in said
+    assert f"Wrote {page}" in said.replace("\n", "")
+    assert page.is_file()
     assert cli.main(["data"]) == 0
     assert "preview" in capsys.readouterr().out
     empty = write(tmp_path / "e.jsonl", [])
