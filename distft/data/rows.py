@@ -168,7 +168,7 @@ def _checked(path: str, row: int, value: object) -> RawRow:
     if not isinstance(value, dict):
         return RawRow(path, row, None, f"not a JSON object but {type(value).__name__}")
     try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
         return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
     return RawRow(path, row, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -255,6 +256,13 @@ def test_parquet_rows_carry_their_number_through_row_groups(tmp_path: Path) -> N
     assert [chunk.first_row for chunk in file.chunks] == [1, 31, 61, 91]
     found = rows(path)
     assert [(row.row, row.value) for row in found] == list(enumerate(wanted, start=1))
+
+
+def test_a_parquet_column_that_json_does_not_know_costs_nothing(tmp_path: Path) -> None:
+    when = datetime(2026, 11, 23, tzinfo=UTC)
+    pq.write_table(pa.table({"text": ["a"], "when": [when], "raw": [b"b"]}), tmp_path / "a.parquet")
+    (row,) = rows(tmp_path / "a.parquet")
+    assert (row.reason, row.value) == ("", {"text": "a", "when": when, "raw": b"b"})
 
 
 def test_a_damaged_parquet_file_costs_the_row_group_or_is_refused(tmp_path: Path) -> None:
