@@ -13,6 +13,7 @@ from distft.records import RunRecord, StudyRecord
 
 if TYPE_CHECKING:
     from distft.data.manifest import Manifest
+    from distft.data.preview import Preview
     from distft.plan import Plan
     from distft.search.replay import Replay
 
@@ -32,6 +33,38 @@ def plan(config: RunConfig) -> Plan:
     from distft import training
 
     return training.planned(training.resolved(config))
+
+
+def preview(
+    config: RunConfig, *, rows: int = 5, row: str | None = None, html: Path | None = None
+) -> Preview:
+    """Return a look at the training rows as the model sees them; loads no Ray.
+
+    Args:
+        config: The configuration.
+        rows: How many rows are shown in full.
+        row: Show this one instead, as messages name it: FILE:ROW.
+        html: Also write a page there.
+
+    Returns:
+        See `distft.data.preview.Preview`.
+
+    Raises:
+        DistftError: Anything wrong with configuration, model or files.
+    """
+    from distft import training
+    from distft.data import preview as previewing
+    from distft.report import preview_page as page
+    from distft.report.progress import counting
+
+    if html is not None:
+        page.check_page(html)
+    config = training.resolved(config)
+    with counting("looking at rows", Console(stderr=True)) as progress:
+        seen = previewing.preview(config, rows=rows, row=row, progress=progress)
+    if html is not None:
+        page.write(html, seen)
+    return seen
 
 
 def prepare(config: RunConfig) -> Manifest:

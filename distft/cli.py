@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from distft import __version__, compat, plugin
+from distft import __version__, cli_data, compat, plugin
+from distft.cli_arguments import Config, Json, Overrides, Run, Variant
 from distft.errors import ConfigError, DistftError, PlanError
 from distft.output import Show, answer, lines, one_of, table
 
@@ -29,31 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Exit codes: 0 done, 2 wrong input, 3 refused, 4 the run failed, 130 interrupted.",
 )
-
-Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Config file (YAML).", show_default=False)
-]
-Variant = Annotated[
-    str | None,
-    typer.Argument(metavar="NAME", help="Show only this one, in full.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE",
-        help="Settings that win over the file, such as train.max_steps=50.",
-        show_default=False,
-    ),
-]
-Run = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RUN",
-        help="Run directory that `train` wrote, or `tune` as STUDY/winner.",
-        show_default=False,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, logs on stderr.")]
+app.add_typer(cli_data.app, name="data")
 
 
 @app.callback()

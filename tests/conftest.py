@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from distft import assets
 from distft.errors import ConfigError
+
+# Tests assert no time.
+settings.register_profile("distft", deadline=None)
+settings.load_profile("distft")
 
 _SENTENCE = "the film is was good great fine bad poor dull plain story and acting"
 CORPUS = tuple(_SENTENCE.split())

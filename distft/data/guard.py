@@ -34,11 +34,13 @@ def check_trained(
         raise DataError(
             f"{len(untrained)} of {rows} training rows ({len(untrained) / rows:.1%}) train "
             f"nothing, first {paths[chunk_of(first.place)]}:{first.row}: {first.reason}.",
-            f"At most {UNTRAINED_SHARE:.0%} may. Raise data.cutoff_len, or mend or remove them.",
+            f"At most {UNTRAINED_SHARE:.0%} may. Raise data.cutoff_len, or mend or remove them; "
+            "`distft data preview` shows them.",
         )
     if task.ends and info.rows and not info.ended:
         raise DataError(
             "No training row trains the end of an answer: a model would never learn to stop.",
             "The chat template must close an answer with a special token, and data.cutoff_len "
-            "leave room for it; `distft templates` lists some that do.",
+            "leave room for it: `distft templates` lists some that do, `distft data preview` marks "
+            "what is trained.",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from distft.data.split import FATES, SPLITS, TRAIN, Split
 from distft.data.survey import Reading, RowReader
 from distft.data.tokenize import encode_row
 from distft.errors import DataError
-from distft.plugin import Encoded, Row
+from distft.plugin import Encoded, Row, Task
 
 _SAMPLED_ROWS = 256
 _READ_BYTES = 64 << 20
@@ -59,6 +59,73 @@ def stats_of(manifest: Manifest) -> DataStats:
     )
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """What one reading of the files says: the fate of every row, and what reads and encodes it."""
+
+    task: Task
+    reader: RowReader
+    survey: Survey
+    """Decided."""
+    chunks: Sequence[Chunk]
+    """Those that were read, as the survey has them."""
+    dropped: Dropped
+    labels: list[str]
+    """Class names in id order; empty for tasks without classes."""
+    rows: dict[str, int]
+    """Rows per split, extrapolated where not all files were read."""
+    complete: bool
+    """Whether all files were read to their end."""
+
+
+def survey_files(
+    config: RunConfig, met: Callable[[Reading, Split, bytes | None], None]
+) -> Surveyed:
+    """Read the files of a configuration, at most 64 MiB of each split's, and decide on the rows.
+
+    Args:
+        config: The configuration.
+        met: Called with every row as it is read, whose files it stands in, and its key, which is
+            None for an unusable row.
+
+    Returns:
+        What is known of the rows.
+
+    Raises:
+        ConfigError: Format or task is wrong.
+        DataError: A file cannot be read, or a split is left without rows.
+    """
+    format_name, task_name = resolve.detect(config)
+    task = plugin.tasks()[task_name]
+    columns = resolve.columns_of(plugin.formats()[format_name], config.data)
+    reader = RowReader(format_name, columns, clean=config.data.clean)
+    survey, dropped = Survey(near=config.data.clean.near_duplicates is not None), Dropped()
+    scale: dict[Split, float] = {}
+    kept: list[Chunk] = []
+    for split, scanned in resolve.sources(config.data).items():
+        chunks = [chunk for file in scanned for chunk in file.chunks]
+        read = list(_affordable(chunks))
+        kept += read
+        # A Parquet file without rows has no chunk.
+        scale[split] = sum(c.size_bytes for c in chunks) / (sum(c.size_bytes for c in read) or 1)
+        for chunk in read:
+            survey.begin(chunk.path, split)
+            for reading in reader.read(chunk):
+                met(reading, split, survey.read(reading, task))
+    decide(survey, config.data, config.train.seed, dropped)
+    complete = all(factor == 1 for factor in scale.values())
+    return Surveyed(
+        task=task,
+        reader=reader,
+        survey=survey,
+        chunks=kept,
+        dropped=dropped,
+        labels=labels_of(survey, task, config.data, complete=complete),
+        rows=_rows(survey, scale, config.data.max_samples),
+        complete=complete,
+    )
+
+
 def sample_stats(config: RunConfig) -> DataStats:
     """Return statistics without preparing: rows read once, 256 of them tokenized.
 
@@ -75,46 +142,32 @@ def sample_stats(config: RunConfig) -> DataStats:
         ConfigError: Format, task or length is wrong.
         DataError: The rows are wrong, as far as they are read.
     """
-    format_name, task_name = resolve.detect(config)
-    task = plugin.tasks()[task_name]
-    columns = resolve.columns_of(plugin.formats()[format_name], config.data)
-    reader = RowReader(format_name, columns, clean=config.data.clean)
-    survey = Survey(near=config.data.clean.near_duplicates is not None)
     sample: list[tuple[bytes, Row]] = []
-    scale: dict[Split, float] = {}
-    for split, scanned in resolve.sources(config.data).items():
-        chunks = [chunk for file in scanned for chunk in file.chunks]
-        read = list(_affordable(chunks))
-        # A Parquet file without rows has no chunk.
-        scale[split] = sum(c.size_bytes for c in chunks) / (sum(c.size_bytes for c in read) or 1)
-        for chunk in read:
-            survey.begin(chunk.path, split)
-            for reading in reader.read(chunk):
-                _refuse_if_asked(reading, config)
-                key = survey.read(reading, task)
-                if split == "train" and key is not None and reading.value is not None:
-                    _keep_if_small(sample, key, reading.value)
+
+    def met(reading: Reading, split: Split, key: bytes | None) -> None:
+        _refuse_if_asked(reading, config)
+        if split == "train" and key is not None and reading.value is not None:
+            _keep_if_small(sample, key, reading.value)
+
+    found = survey_files(config, met)
     _keep_smallest(sample)
-    decide(survey, config.data, config.train.seed, Dropped())
-    complete = all(factor == 1 for factor in scale.values())
-    labels = labels_of(survey, task, config.data, complete=complete)
-    if complete and config.task is not None:
-        task.check(config.task, labels)
-    context = resolve.context(config, labels)
+    if found.complete and config.task is not None:
+        found.task.check(config.task, found.labels)
+    context = resolve.context(config, found.labels)
     tokenizer = hf.load_tokenizer(config.model, config.data.template)
-    encoded = (encode_row(row, task, tokenizer, context) for _, row in sample)
+    encoded = (encode_row(row, found.task, tokenizer, context) for _, row in sample)
     lengths = [len(one.input_ids) for one in encoded if isinstance(one, Encoded)]
     if not lengths:
         raise DataError(
             f"None of {len(sample)} usable rows of data.train can be tokenized within "
             f"{context.cutoff_len} tokens.",
-            "Raise data.cutoff_len, or look at the rows.",
+            "Raise data.cutoff_len; `distft data preview` shows the rows, and why.",
         )
     return DataStats(
-        rows=_rows(survey, scale, config.data.max_samples),
+        rows=found.rows,
         mean_tokens=sum(lengths) / len(lengths),
         max_tokens=max(lengths),
-        labels=labels,
+        labels=found.labels,
         exact=False,
     )
 

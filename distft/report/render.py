@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,32 @@ def _fields(page: Page) -> dict[str, Any]:
 def _html(page: Page) -> str:
     from plotly.offline import get_plotlyjs
 
+    return html(
+        "report.html.j2",
+        _fields(page),
+        figures_json=[{"id": figure.id, "spec": figure.spec} for figure in page.figures],
+        plotly=get_plotlyjs(),
+    )
+
+
+def html(
+    template: str,
+    values: Mapping[str, Any],
+    *,
+    figures_json: Sequence[Mapping[str, Any]] = (),
+    plotly: str = "",
+) -> str:
+    """Return a page that loads nothing, with every text in it escaped.
+
+    Args:
+        template: One that extends page.html.j2.
+        values: What it shows, `title` and `figures` among them.
+        figures_json: The charts of the figures.
+        plotly: The library that draws them; empty for a page without.
+
+    Returns:
+        The page.
+    """
     environment = Environment(
         loader=PackageLoader("distft.report", "templates"),
         autoescape=True,
@@ -104,12 +130,13 @@ def _html(page: Page) -> str:
     style = _source(environment, "page.css")
     # Only scripts with these hashes run, and nothing is loaded: neither by the page nor by text
     # in it that slipped past the escaping.
-    plotly, own = get_plotlyjs(), _source(environment, "figures.js")
-    scripts = " ".join(f"'sha256-{_sha256(text)}'" for text in (plotly, own))
+    own = _source(environment, "figures.js")
+    run = (plotly, own) if plotly else ()
+    scripts = " ".join(f"'sha256-{_sha256(text)}'" for text in run) or "'none'"
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {scripts}"
-    return environment.get_template("report.html.j2").render(
-        _fields(page),
-        figures_json=[{"id": figure.id, "spec": figure.spec} for figure in page.figures],
+    return environment.get_template(template).render(
+        values,
+        figures_json=figures_json,
         # These three are files of packages, not text of the run.
         style=Markup(style),
         plotly=Markup(plotly),

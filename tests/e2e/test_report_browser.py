@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from distft import api
+from distft.config_file import parse
 from distft.records import read_study
 from distft.report import run, study
 
@@ -325,3 +327,41 @@ def test_a_script_that_slips_into_the_page_does_not_run(
     browser.show(broken, 1280, "light")
     assert browser.ask("document.title") == "quickstart - distft report"
     assert any("Content Security Policy" in json.dumps(e) for e in browser.complaints())
+
+
+@pytest.fixture(scope="module")
+def preview_page(tmp_path_factory: pytest.TempPathFactory, chat_llama: Path) -> Path:
+    folder = tmp_path_factory.mktemp("preview")
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{i} {LABELS[i % 4]}"},
+                {"role": "assistant", "content": f"{LABELS[0]} {'a' * 20 * (i % 9)}"},
+            ]
+        }
+        for i in range(40)
+    ]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    raw = {"name": "look", "model": str(chat_llama), "data": {"train": str(folder / "t.jsonl")}}
+    api.preview(parse(raw), rows=9, html=folder / "look.html")
+    return folder / "look.html"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_preview_stands_out_and_nothing_overflows_or_runs(
+    browser: Browser, preview_page: Path, width: int, theme: str
+) -> None:
+    browser.show(preview_page, width, theme)
+    assert browser.complaints() == []
+    assert browser.requested() == [preview_page.as_uri()]
+    assert browser.ask("document.title") == "look - distft data preview"
+    root = "document.documentElement"
+    assert browser.ask(f"{root}.scrollWidth - {root}.clientWidth") == 0
+    assert LABELS[0] in browser.ask("document.querySelector('.text').textContent")
+    bars = browser.ask("[...document.querySelectorAll('.bars span')].map(b => b.offsetWidth)")
+    assert max(bars) > 100
+    assert min(bars) > 0
+    parts = ".text span, .row h3 span, .strip dd, .bars th, .bars td"
+    seen = LUMINANCE.replace('"figure"', '".row"').replace("figcaption, td, th, dd, dt", parts)
+    assert min(browser.ask(seen)["text"]) >= 4.5

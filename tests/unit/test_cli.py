@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 # The ratchet against flag creep: a new command or option is a decision, made here first.
 SURFACE = {
     "distft": {"--debug"},
+    "data": set(),
+    "data preview": {"CONFIG", "KEY=VALUE", "--rows", "--row", "--html", "--json"},
     "plan": {"CONFIG", "KEY=VALUE", "--json"},
     "prepare": {"CONFIG", "KEY=VALUE", "--json"},
     "train": {"CONFIG", "KEY=VALUE", "--fresh", "--json"},
@@ -61,15 +64,23 @@ def names(command: Any) -> set[str]:
     return shown - {"--help"}
 
 
+def flat(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command by its words, those below a group too."""
+    for name, command in group.commands.items():
+        yield before + name, command
+        if hasattr(command, "commands"):
+            yield from flat(command, f"{before}{name} ")
+
+
 def test_commands_and_options_are_the_frozen_set() -> None:
     group: Any = typer.main.get_command(cli.app)
-    found = {name: names(command) for name, command in group.commands.items()}
+    found = {name: names(command) for name, command in flat(group)}
     assert {"distft": names(group), **found} == SURFACE
 
 
 @pytest.mark.parametrize("command", sorted(set(SURFACE) - {"distft"}))
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([command, "--help"]) == 0
+    assert cli.main([*command.split(), "--help"]) == 0
     said = capsys.readouterr().out
     for word in SURFACE[command]:
         assert word in said
@@ -79,6 +90,7 @@ def test_no_command_shows_help() -> None:
     done = run()
     assert done.returncode == 0
     assert "Commands:" in done.stdout
+    assert "distft data preview" in done.stdout
 
 
 @pytest.mark.parametrize("table", ["methods", "tasks", "formats", "templates"])

@@ -26,7 +26,9 @@ def read(name: str) -> str:
 
 
 def commands() -> set[str]:
-    return set(typer.main.get_command(cli.app).commands)
+    group = typer.main.get_command(cli.app)
+    below = {name: getattr(command, "commands", {}) for name, command in group.commands.items()}
+    return set(below) | {f"{name} {each}" for name in below for each in below[name]}
 
 
 def make_targets() -> set[str]:
@@ -78,7 +80,7 @@ def test_every_command_named_exists(document: str) -> None:
     code = "\n".join(
         re.findall(r"```bash\n(.*?)```", text, re.DOTALL) + re.findall(r"`([^`\n]+)`", text)
     )
-    named = set(re.findall(r"(?:^|[\s/])distft ([a-z]+)\b", code, re.MULTILINE))
+    named = set(re.findall(r"(?:^|[\s/])distft ((?:data )?[a-z]+)\b", code, re.MULTILINE))
     targets = set(re.findall(r"(?:^|\s)make ([a-z-]+)\b", code, re.MULTILINE))
     assert named <= commands()
     assert targets <= make_targets()

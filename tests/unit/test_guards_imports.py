@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top down; a module may import its own layer and those below (ARCHITECTURE.md).
 LAYERS = (
-    ("cli",),
+    ("cli", "cli_data", "cli_arguments"),
     ("api", "output"),
     ("training", "tuning", "doctor", "schema", "starter"),
     ("report", "export", "predict", "search"),
@@ -193,6 +193,7 @@ def test_the_address_guard_sees(where: str, source: str, refused: bool) -> None:
         "import distft.cli",
         "from distft import cli; cli.main(['--help'])",
         "from distft import cli; cli.main(['train', '--help'])",
+        "from distft import cli; cli.main(['data', 'preview', '--help'])",
         "from distft import cli; cli.main(['methods'])",
         "from distft import cli; cli.main(['tasks', '--json'])",
         "from distft import cli; cli.main(['formats'])",
@@ -219,9 +220,10 @@ def test_the_light_guard_sees() -> None:
     assert loaded("import numpy", ("numpy", "torch")) == ["numpy"]
 
 
-def test_plan_loads_no_ray(asset: Callable[[str], Path]) -> None:
+def test_plan_and_preview_load_no_ray(asset: Callable[[str], Path]) -> None:
     asset("minilm-l6")
     asset("vader-amazon")
     config = ROOT / "configs" / "quickstart.yaml"
-    code = f"from distft import cli; assert cli.main(['plan', {str(config)!r}]) == 0"
+    code = f"from distft import cli; assert cli.main(['plan', {str(config)!r}]) == 0; "
+    code += f"assert cli.main(['data', 'preview', {str(config)!r}]) == 0"
     assert loaded(code, ("ray", "deepspeed")) == []
