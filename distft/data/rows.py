@@ -11,8 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,8 +26,7 @@ _LONGEST_FIELD = 128 << 20
 """Characters; a quote that is never closed would otherwise make one field of all that follows."""
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row as it stands in a file, or why it cannot be read."""
 
     path: str
@@ -106,7 +104,8 @@ def _parse_line(path: str, row: int, line: bytes) -> RawRow:
         return RawRow(path, row, None, "not valid JSON", detail)
     except (ValueError, RecursionError) as error:
         return RawRow(path, row, None, "not valid JSON", f"not valid JSON: {error}")
-    return _checked(path, row, value)
+    # UTF-8 holds no half of a surrogate pair; only an escape can write one.
+    return _checked(path, row, value, halves=b"\\ud" in line or b"\\uD" in line)
 
 
 def _not_utf8(path: str, row: int, error: UnicodeDecodeError) -> RawRow:
@@ -164,13 +163,15 @@ def _sentence(path: str, row: int, lines: list[bytes]) -> Iterator[RawRow]:
     yield RawRow(path, row, value)
 
 
-def _checked(path: str, row: int, value: object) -> RawRow:
+def _checked(path: str, row: int, value: object, *, halves: bool) -> RawRow:
+    """Return a parsed row; `halves` says whether it may hold halves of surrogate pairs."""
     if not isinstance(value, dict):
         return RawRow(path, row, None, f"not a JSON object but {type(value).__name__}")
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
+    if halves:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
     return RawRow(path, row, value)
 
 
@@ -188,7 +189,7 @@ def _read_array(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{chunk.path}: not valid JSON: {error}.") from error
     for row, value in enumerate(values, start=1):
-        yield _checked(chunk.path, row, value)
+        yield _checked(chunk.path, row, value, halves=True)
 
 
 def _read_csv(chunk: Chunk, file: BinaryIO) -> Iterator[RawRow]:
@@ -250,7 +251,7 @@ def _read_row_group(chunk: Chunk) -> Iterator[RawRow]:
         try:
             for batch in parquet.iter_batches(row_groups=[chunk.start], use_threads=False):
                 for value in batch.to_pylist():
-                    yield _checked(chunk.path, row, value)
+                    yield RawRow(chunk.path, row, value)
                     row += 1
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             detail = f"row group {chunk.start} cannot be read: {error}"
@@ -264,7 +265,7 @@ def _read_arrow(chunk: Chunk, file: BinaryIO) -> Iterator[RawRow]:
         row = chunk.first_row
         for batch in reader:
             for value in batch.to_pylist():
-                yield _checked(chunk.path, row, value)
+                yield RawRow(chunk.path, row, value)
                 row += 1
 
 

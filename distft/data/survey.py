@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from distft import plugin
 from distft.data.rows import read_chunk
@@ -16,8 +16,7 @@ _TARGETS = ("label", "labels", "value", "tags", "target")
 """Keys of canonical rows that hold what is to be learnt (see `distft.plugin.RowKind`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One row as a format reads it, or why it cannot be used."""
 
     path: str
@@ -69,8 +68,9 @@ class RowReader:
 
 
 def _check_target(row: Row, column: str) -> None:
-    if any(key in row and row[key] is None for key in _TARGETS):
-        raise UnusableRow(f"field {column!r} is missing or empty")
+    for key in _TARGETS:
+        if key in row and row[key] is None:
+            raise UnusableRow(f"field {column!r} is missing or empty")
     messages = row.get("messages")
     if messages and not any(message["role"] == "assistant" for message in messages):
         raise UnusableRow(f"field {column!r} holds no answer (assistant turn) to learn")
