@@ -191,7 +191,8 @@ def _answer_spans(tokenizer: PreTrainedTokenizerBase, row: Row, text: str) -> li
         if message["role"] != "assistant":
             continue
         before = render(tokenizer, messages[:i], tools, prompt=True)
-        after = render(tokenizer, messages[: i + 1], tools)
+        last = i + 1 == len(messages)
+        after = text if last else render(tokenizer, messages[: i + 1], tools)
         if not (text.startswith(after) and after.startswith(before)):
             raise UnusableRow("the chat template does not render this conversation turn by turn")
         spans.append((len(before), len(after)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from distft.plugin import Encoded, Row, UnusableRow
+from distft.plugin import EncodeContext, Encoded, Row, UnusableRow
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +20,105 @@ def key(row: Row) -> str:
     return str(row["text"]) if row.get("pair") is None else f"{row['text']}\0{row['pair']}"
 
 
-def encode(
-    row: Row, tokenizer: PreTrainedTokenizerBase, cutoff_len: int, labels: Sequence[float]
-) -> Encoded:
-    """Return the tokens of a row that may hold a second text.
+class Tokens(NamedTuple):
+    """The tokens of a text, or of a pair of texts, as the tokenizer frames them; none is cut."""
+
+    ids: list[int]
+    second: int = 0
+    """As in `Encoded`."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A task's `encode` that has texts of its rows tokenized whole, those of many rows at once."""
+
+    texts: Callable[[Row, PreTrainedTokenizerBase], tuple[str, ...]]
+    """(row, tokenizer) -> what to tokenize: one text or a pair."""
+    finish: Callable[[Row, Tokens, PreTrainedTokenizerBase, EncodeContext], Encoded]
+    """(row, its tokens, tokenizer, context) -> the sample. Raises UnusableRow."""
+
+    def __call__(
+        self, row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+    ) -> Encoded:
+        """Return the sample of one row; raises what `finish` does."""
+        tokens = tokenize([self.texts(row, tokenizer)], tokenizer)[0]
+        return self.finish(row, tokens, tokenizer, context)
+
+
+def tokenize(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Return the tokens of texts.
+
+    Args:
+        texts: Each one text or a pair.
+        tokenizer: The model's.
+
+    Returns:
+        What calling the tokenizer with each would give.
+    """
+    if not _calls_backend(tokenizer):
+        found = [tokenizer(*one, verbose=False) for one in texts]
+        return [Tokens(one["input_ids"], _second(one.get("token_type_ids", ()))) for one in found]
+    # Any call has the backend neither cut nor pad, whatever its file says.
+    tokenizer("", verbose=False)
+    # An empty second text is none to a tokenizer's call.
+    asked = [one if one[1:] and one[1] else one[0] for one in texts]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(asked)
+    typed = "token_type_ids" in tokenizer.model_input_names
+    return [
+        Tokens(one.ids, _second(one.type_ids) if typed and len(text) > 1 else 0)
+        for text, one in zip(texts, encodings, strict=True)
+    ]
+
+
+def _calls_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Say whether a call is nothing but what the Rust backend does, as with most tokenizers.
+
+    The call itself makes Python objects of all that one may ask for, which takes a quarter of it.
+    """
+    calls = (type(tokenizer).__call__, getattr(type(tokenizer), "_encode_plus", None))
+    homes = ("tokenization_utils_base", "tokenization_utils_tokenizers")
+    return all(
+        getattr(call, "__module__", None) == f"transformers.{home}"
+        for call, home in zip(calls, homes, strict=True)
+    )
+
+
+def _second(types: Sequence[int]) -> int:
+    return types.index(1) if 1 in types else 0
+
+
+def parts(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return what is tokenized of a row that may hold a second text.
 
     Args:
         row: `text`, and `pair` where there is a second one.
+        tokenizer: The model's.
+
+    Returns:
+        One text, or two where the tokenizer parts them by a mark.
+    """
+    text, pair = row["text"], row.get("pair")
+    if pair is None:
+        return (text,)
+    marks = tokenizer.num_special_tokens_to_add(pair=True)
+    if marks > tokenizer.num_special_tokens_to_add(pair=False):
+        return (text, pair)
+    # Nothing would show where the first text ends.
+    return (f"{text}\n{pair}",)
+
+
+def sample(
+    texts: tuple[str, ...],
+    tokens: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    cutoff_len: int,
+    labels: Sequence[float],
+) -> Encoded:
+    """Return the sample of what was tokenized whole, cut where it is too long.
+
+    Args:
+        texts: One text or a pair.
+        tokens: Of them.
         tokenizer: The model's.
         cutoff_len: Most tokens; of two texts the longer is cut first.
         labels: What the sample is trained on.
@@ -36,27 +129,14 @@ def encode(
     Raises:
         UnusableRow: There is no token in it.
     """
-    texts = _separated(row["text"], row.get("pair"), tokenizer)
-    batch = tokenizer(*texts, truncation=False, verbose=False)
-    if not batch["input_ids"]:
+    if not tokens.ids:
         raise UnusableRow("the text has no token")
-    truncated = len(batch["input_ids"]) > cutoff_len
-    if truncated:
-        # Tokenize again: the tokenizer knows where its closing special token belongs.
-        batch = tokenizer(*texts, truncation=True, max_length=cutoff_len, verbose=False)
-    types = batch.get("token_type_ids", ())
-    second = types.index(1) if 1 in types else 0
-    return Encoded(batch["input_ids"], labels, truncated, second)
-
-
-def _separated(text: str, pair: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    if pair is None:
-        return (text,)
-    marks = tokenizer.num_special_tokens_to_add(pair=True)
-    if marks > tokenizer.num_special_tokens_to_add(pair=False):
-        return (text, pair)
-    # Nothing would show where the first text ends.
-    return (f"{text}\n{pair}",)
+    if len(tokens.ids) <= cutoff_len:
+        return Encoded(tokens.ids, labels, False, tokens.second)
+    # Tokenize again: the tokenizer knows where its closing special token belongs.
+    batch = tokenizer(*texts, truncation=True, max_length=cutoff_len, verbose=False)
+    second = _second(batch.get("token_type_ids", ()))
+    return Encoded(batch["input_ids"], labels, True, second)
 
 
 def second_texts(starts: Sequence[int], attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import ray.data
 
 from distft import errors, hf, plugin
 from distft.config import RunConfig
-from distft.config_sections import ModelConfig
 from distft.data import files, finished, resolve
 from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
 from distft.data.finished import Finished, Refused
@@ -40,59 +40,21 @@ from distft.data.manifest import (
     log_preparation,
     save_manifest,
 )
-from distft.data.shards import ShardWriter, encoded_schema
-from distft.data.source import Chunk
+from distft.data.passes import Encoder, Job, survey_chunks
+from distft.data.shards import ShardWriter
 from distft.data.split import SPLITS, Split
 from distft.data.stream import ordered_context
-from distft.data.survey import Reading, RowReader, surveyed
-from distft.data.tokenize import encode_row
+from distft.data.survey import RowReader
 from distft.errors import DataError, DistftError
-from distft.plugin import EncodeContext, Encoded, Task, TrainsNothing
+from distft.plugin import EncodeContext, Task
 
 Progress = Callable[[int, int], None]
 """(rows tokenized, rows in all)."""
 
-_TABLE_ROWS = 1024
 _BYTES_PER_ACTOR = 4 << 20
 """Raw data below which another tokenizing process costs more to start than it saves."""
 _MEND = "Mend the row, or set data.on_bad_row to skip."
-
-_SURVEYED = pa.schema(
-    [
-        ("chunk", pa.int32()),
-        ("row", pa.int64()),
-        ("key", pa.binary()),
-        ("stratum", pa.string()),
-        ("classes", pa.list_(pa.string())),
-        ("signature", pa.binary()),
-        ("changes", pa.string()),
-        ("reason", pa.string()),
-        ("error", pa.string()),
-        ("fatal", pa.string()),
-    ]
-)
 _REFUSED = ["place", "row", "split", "reason", "untrained"]
-_FOUND = [
-    ("row", pa.int64()),
-    ("split", pa.int8()),
-    ("reason", pa.string()),
-    ("untrained", pa.bool_()),
-    ("fatal", pa.string()),
-]
-"""What comes with each tokenized sample."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What both passes need; goes to Ray workers."""
-
-    model: ModelConfig
-    template: str | None
-    task: str
-    reader: RowReader
-    chunks: list[Chunk]
-    stop_at_bad_row: bool
-    context: EncodeContext | None = None
 
 
 def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Path, Manifest]:
@@ -165,9 +127,7 @@ def _make(
         for file in scanned
         for chunk in file.chunks
     ]
-    job = _Job(
-        model=config.model,
-        template=config.data.template,
+    job = Job(
         task=task.name,
         reader=RowReader(format_name, columns, clean=config.data.clean),
         chunks=[chunk for _, chunk in chunks],
@@ -178,8 +138,8 @@ def _make(
     decide(survey, config.data, config.train.seed, dropped)
     labels = labels_of(survey, task, config.data)
     context = resolve.context(config, labels)
-    job = replace(job, context=context, reader=job.reader.of_kept())
-    splits, tokenized = _tokenize(job, survey.codes(), root, begun, dropped, progress)
+    encoder = (replace(job, reader=job.reader.of_kept()), _tokenizer(config), context)
+    splits, tokenized = _tokenize(encoder, survey.codes(), root, begun, dropped, progress)
     check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
     return Manifest(
         key=key,
@@ -207,10 +167,12 @@ def _make(
     )
 
 
-def _survey(job: _Job, origins: Sequence[Split]) -> Survey:
+def _survey(job: Job, origins: Sequence[Split]) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
-    for table in _run(job, _survey_chunks, [(i, b"") for i in range(len(job.chunks))]):
+    for table in _run(
+        survey_chunks, {"fn_args": (job,)}, [(i, b"") for i in range(len(job.chunks))]
+    ):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
         if job.stop_at_bad_row:
@@ -226,13 +188,23 @@ def _survey(job: _Job, origins: Sequence[Split]) -> Survey:
     return survey
 
 
-def _begin(survey: Survey, job: _Job, origins: Sequence[Split]) -> None:
+def _begin(survey: Survey, job: Job, origins: Sequence[Split]) -> None:
     number = len(survey.chunks)
     survey.begin(job.chunks[number].path, origins[number])
 
 
+def _tokenizer(config: RunConfig) -> Any:
+    """Return the tokenizer, ready to be sent: to load it anew in every process takes seconds."""
+    tokenizer = hf.load_tokenizer(config.model, config.data.template)
+    home = type(tokenizer).__module__
+    if home.startswith("transformers_modules."):
+        # Code that came with the model; other processes do not find its file.
+        ray.cloudpickle.register_pickle_by_value(sys.modules[home])
+    return tokenizer
+
+
 def _tokenize(
-    job: _Job,
+    encoder: tuple[Job, Any, EncodeContext],
     wanted: Sequence[bytes],
     root: Path,
     begun: Finished,
@@ -240,8 +212,8 @@ def _tokenize(
     progress: Progress | None,
 ) -> tuple[dict[str, SplitInfo], int]:
     """Write the shards; return what they hold, and how many rows were tokenized for them."""
-    assert job.context is not None
-    task, classes = plugin.tasks()[job.task], len(job.context.labels)
+    job, _, context = encoder
+    task, classes = plugin.tasks()[job.task], len(context.labels)
     writers = {split: ShardWriter(root, split, task, classes, begun.of(split)) for split in SPLITS}
     refused = list(begun.refused)
     left = begun.left(wanted)
@@ -249,7 +221,7 @@ def _tokenize(
     done, tokenized = total - _rows(left), begun.tokenized_rows
     # A chunk of which nothing is left is not read again.
     items = [(i, codes) for i, codes in enumerate(left) if codes.count(0) < len(codes)]
-    for table in _run(job, _Encoder, items):
+    for table in _run(Encoder, _actors(encoder), items):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
         good = pc.is_null(table["reason"])
@@ -282,12 +254,13 @@ def _rows(wanted: Sequence[bytes]) -> int:
     return sum(len(codes) - codes.count(0) for codes in wanted)
 
 
-def _run(job: _Job, stage: Any, chunks: Sequence[tuple[int, bytes]]) -> Iterator[pa.Table]:
+def _run(
+    stage: Any, how: dict[str, Any], chunks: Sequence[tuple[int, bytes]]
+) -> Iterator[pa.Table]:
     """Yield the tables a stage makes of chunks, named by number and with their codes, in order."""
     if not chunks:
         return
     items = [{"chunk": number, "codes": codes} for number, codes in chunks]
-    how = _actors(job) if isinstance(stage, type) else {"fn_args": (job,)}
     with ray.data.DataContext.current(ordered_context()), warnings.catch_warnings():
         # `max_restarts` has no other spelling in this Ray.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
@@ -297,90 +270,20 @@ def _run(job: _Job, stage: Any, chunks: Sequence[tuple[int, bytes]]) -> Iterator
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
-def _actors(job: _Job) -> dict[str, Any]:
+def _actors(encoder: tuple[Job, Any, EncodeContext]) -> dict[str, Any]:
+    job = encoder[0]
     cpus = int(ray.cluster_resources().get("CPU", 1))
     size_bytes = sum(chunk.size_bytes for chunk in job.chunks)
     size = max(1, min(len(job.chunks), cpus, size_bytes // _BYTES_PER_ACTOR))
     return {
-        "fn_constructor_args": (job,),
+        "fn_constructor_args": encoder,
         "compute": ray.data.ActorPoolStrategy(size=size),
         # On one node an actor dies for want of memory; the next would as well.
         "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
     }
 
 
-def _survey_chunks(batch: pa.Table, job: _Job) -> Iterator[pa.Table]:
-    """First pass, in a Ray task: chunks -> key, class or reason of every row."""
-    task = plugin.tasks()[job.task]
-    for number in batch["chunk"].to_pylist():
-        rows = surveyed(job.reader, task, job.chunks[number])
-        items = ({"chunk": number, **row} for row in rows)
-        yield from _tables(_guarded(number, items), _SURVEYED)
-
-
-class _Encoder:
-    """Second pass, in a Ray actor, which loads the tokenizer once: chunks -> token ids."""
-
-    def __init__(self, job: _Job) -> None:
-        self._job = job
-        self._task = plugin.tasks()[job.task]
-        self._tokenizer = hf.load_tokenizer(job.model, job.template)
-        self._ends = self._task.ends(self._tokenizer) if self._task.ends else set()
-        self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for number, codes in zip(
-            batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True
-        ):
-            yield from _tables(_guarded(number, self._rows(number, codes)), self._schema)
-
-    def _rows(self, number: int, codes: bytes) -> Iterator[dict[str, Any]]:
-        readings: Iterable[Reading] = self._job.reader.read(self._job.chunks[number])
-        for at, (code, reading) in enumerate(zip(codes, readings, strict=True)):
-            if not code or reading.value is None:
-                continue
-            place = finished.place_of(number, at)
-            yield {"place": place, "row": reading.row, "split": code, **self._encode(reading)}
-
-    def _encode(self, reading: Reading) -> dict[str, Any]:
-        assert reading.value is not None
-        assert self._job.context is not None
-        encoded = encode_row(reading.value, self._task, self._tokenizer, self._job.context)
-        if not isinstance(encoded, Encoded):
-            return {"reason": str(encoded), "untrained": isinstance(encoded, TrainsNothing)}
-        return {
-            "input_ids": encoded.input_ids,
-            "labels": encoded.labels,
-            "second": encoded.second,
-            "truncated": encoded.truncated,
-            "ended": not self._ends.isdisjoint(encoded.labels),
-            "targets": self._task.num_targets(encoded.labels),
-        }
-
-
-def _guarded(number: int, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Carry our own errors as rows: through Ray they would arrive wrapped in tracebacks."""
-    try:
-        yield from rows
-    except DistftError as error:
-        yield {
-            "chunk": number,
-            "fatal": json.dumps([type(error).__name__, str(error), error.hint]),
-        }
-
-
 def _raise_fatal(fatal: str | None) -> None:
     if fatal is not None:
         name, message, hint = json.loads(fatal)
         raise getattr(errors, name)(message, hint)
-
-
-def _tables(rows: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield tables of at most 1,024 rows; at least one, so that a chunk is never without."""
-    waiting: list[dict[str, Any]] = []
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) == _TABLE_ROWS:
-            yield pa.Table.from_pylist(waiting, schema=schema)
-            waiting = []
-    yield pa.Table.from_pylist(waiting, schema=schema)

@@ -11,8 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,8 +26,7 @@ _LONGEST_FIELD = 128 << 20
 """Characters; a quote that is never closed would otherwise make one field of all that follows."""
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row as it stands in a file, or why it cannot be read."""
 
     path: str
@@ -107,13 +105,17 @@ def _lines(chunk: Chunk, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _parse_line(path: str, row: int, line: bytes) -> RawRow:
     try:
-        return _checked(path, row, _from_json(line.decode("utf-8")))
+        value = _line_from_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return _not_utf8(path, row, error)
+    except _NamedTwice as error:
+        return _named_twice(path, row, error)
     except json.JSONDecodeError as error:
         return RawRow(path, row, None, "not valid JSON", _not_json(error))
     except (ValueError, RecursionError) as error:
         return RawRow(path, row, None, "not valid JSON", f"not valid JSON: {error}")
+    # UTF-8 holds no half of a surrogate pair; only an escape can write one.
+    return _checked(path, row, value, halves=b"\\ud" in line or b"\\uD" in line)
 
 
 class _NamedTwice(Exception):  # noqa: N818 - a value until then
@@ -128,7 +130,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | _NamedTwice:
     return _NamedTwice(max(names, key=names.count))
 
 
-_from_json = json.JSONDecoder(object_pairs_hook=_object).decode
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = _object(pairs)
+    if isinstance(value, _NamedTwice):
+        raise value
+    return value
+
+
+_array_from_json = json.JSONDecoder(object_pairs_hook=_object).decode
+_line_from_json = json.JSONDecoder(object_pairs_hook=_unique).decode
+
+
+def _named_twice(path: str, row: int, error: _NamedTwice) -> RawRow:
+    detail = f"an object names {str(error)!r} more than once"
+    return RawRow(path, row, None, "an object names a field more than once", detail)
 
 
 def _not_json(error: json.JSONDecodeError) -> str:
@@ -195,14 +210,15 @@ def _sentence(path: str, row: int, lines: list[bytes]) -> Iterator[RawRow]:
     yield RawRow(path, row, value)
 
 
-def _checked(path: str, row: int, value: object) -> RawRow:
-    try:
-        json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8")
-    except UnicodeEncodeError:
-        return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
-    except _NamedTwice as error:
-        detail = f"an object names {str(error)!r} more than once"
-        return RawRow(path, row, None, "an object names a field more than once", detail)
+def _checked(path: str, row: int, value: object, *, halves: bool) -> RawRow:
+    """Return a parsed row; `halves` says whether it may hold halves of surrogate pairs."""
+    if halves:
+        try:
+            json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8")
+        except UnicodeEncodeError:
+            return RawRow(path, row, None, "half of a surrogate pair (such as \\ud83d alone)")
+        except _NamedTwice as error:
+            return _named_twice(path, row, error)
     if not isinstance(value, dict):
         return RawRow(path, row, None, f"not a JSON object but {type(value).__name__}")
     return RawRow(path, row, value)
@@ -210,7 +226,7 @@ def _checked(path: str, row: int, value: object) -> RawRow:
 
 def _read_array(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
     try:
-        values = _from_json(data.decode("utf-8"))
+        values = _array_from_json(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{chunk.path}:{line}: not UTF-8.", "Save the file as UTF-8.") from error
@@ -222,7 +238,7 @@ def _read_array(chunk: Chunk, data: bytes) -> Iterator[RawRow]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{chunk.path}: not valid JSON: {error}.") from error
     for row, value in enumerate(values, start=1):
-        yield _checked(chunk.path, row, value)
+        yield _checked(chunk.path, row, value, halves=True)
 
 
 def _read_csv(chunk: Chunk, file: BinaryIO) -> Iterator[RawRow]:

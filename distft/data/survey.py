@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from distft import plugin
 from distft.config_sections import CleanConfig
@@ -21,8 +21,7 @@ _TARGETS = ("label", "labels", "value", "tags", "target")
 """Keys of canonical rows that hold what is to be learnt (see `distft.plugin.RowKind`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """One row as a format reads it, or why it cannot be used."""
 
     path: str
@@ -122,8 +121,9 @@ def surveyed(reader: RowReader, task: Task, chunk: Chunk) -> Iterator[dict[str, 
 
 
 def _check_target(row: Row, column: str) -> None:
-    if any(key in row and row[key] is None for key in _TARGETS):
-        raise UnusableRow(f"field {column!r} is missing or empty")
+    for key in _TARGETS:
+        if key in row and row[key] is None:
+            raise UnusableRow(f"field {column!r} is missing or empty")
     messages = row.get("messages")
     if messages and not any(message["role"] == "assistant" for message in messages):
         raise UnusableRow(f"field {column!r} holds no answer (assistant turn) to learn")

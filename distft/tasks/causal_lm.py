@@ -31,8 +31,10 @@ class CausalLmConfig(VariantConfig):
     """Longest continuation `distft predict` generates, in tokens."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
-    ids = list(tokenizer(row["text"], verbose=False)["input_ids"])
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
+    ids = list(tokens.ids)
     end = tokenizer.eos_token_id
     # Where texts end is learnt too; most tokenizers leave the mark to the caller.
     if end is not None and ids[-1:] != [end]:
@@ -79,7 +81,7 @@ TASK = Task(
     packs=True,
     headline="perplexity",
     key=lambda row: str(row["text"]),
-    encode=_encode,
+    encode=texts.Whole(texts.parts, _finish),
     num_targets=scoring.next_token_targets,
     loss=scoring.next_token_loss,
     score=scoring.next_token_scores,

@@ -36,17 +36,23 @@ class MaskedLmConfig(VariantConfig):
     """How many tokens `distft predict` names for each mask."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
     if tokenizer.mask_token_id is None:
         raise ConfigError(
             f"The tokenizer of {tokenizer.name_or_path} has no mask token, which task masked_lm "
             "needs.",
             "Take an encoder such as BERT, or task causal_lm.",
         )
-    encoded = texts.encode(row, tokenizer, context.cutoff_len, [])
+    parts = texts.parts(row, tokenizer)
+    encoded = texts.sample(parts, tokens, tokenizer, context.cutoff_len, [])
     special = set(tokenizer.all_special_ids)
     labels = [scoring.IGNORED if one in special else one for one in encoded.input_ids]
     return Encoded(encoded.input_ids, labels, encoded.truncated)
+
+
+_encode = texts.Whole(texts.parts, _finish)
 
 
 def _num_targets(labels: Sequence[float]) -> int:

@@ -26,10 +26,16 @@ class MultilabelClsConfig(VariantConfig):
     with it, or {label: weight}, where a label left out weighs 1."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
     held = row.get("labels")
     labels = [] if held is None else [float(name in held) for name in context.labels]
-    return texts.encode(row, tokenizer, context.cutoff_len, labels)
+    parts = texts.parts(row, tokenizer)
+    return texts.sample(parts, tokens, tokenizer, context.cutoff_len, labels)
+
+
+_encode = texts.Whole(texts.parts, _finish)
 
 
 def _check(config: VariantConfig, names: Sequence[str]) -> None:

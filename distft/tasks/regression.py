@@ -35,12 +35,18 @@ class RegressionConfig(VariantConfig):
     """The task."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
     value = row.get("value")
     if value is not None and not math.isfinite(value):
         raise UnusableRow("the number to learn is not finite")
     labels = [] if value is None else [float(value)]
-    return texts.encode(row, tokenizer, context.cutoff_len, labels)
+    parts = texts.parts(row, tokenizer)
+    return texts.sample(parts, tokens, tokenizer, context.cutoff_len, labels)
+
+
+_encode = texts.Whole(texts.parts, _finish)
 
 
 def _errors(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,15 @@ class Seq2SeqConfig(VariantConfig):
     """Beams that `distft predict` searches with; 1 takes the likeliest token each time."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
-    source = texts.encode({"text": row["source"]}, tokenizer, context.cutoff_len, [])
+def _source(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str]:
+    return (row["source"],)
+
+
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
+    parts = _source(row, tokenizer)
+    source = texts.sample(parts, tokens, tokenizer, context.cutoff_len, [])
     target = row.get("target")
     if target is None:
         return source
@@ -38,6 +45,9 @@ def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
         cut = tokenizer(**asked, truncation=True, max_length=context.cutoff_len)
         labels = list(cut["input_ids"])
     return Encoded(source.input_ids, labels, source.truncated or truncated)
+
+
+_encode = texts.Whole(_source, _finish)
 
 
 def _predict(

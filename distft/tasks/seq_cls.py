@@ -26,10 +26,16 @@ class SeqClsConfig(VariantConfig):
     weighs 1."""
 
 
-def _encode(row: Row, tokenizer: PreTrainedTokenizerBase, context: EncodeContext) -> Encoded:
+def _finish(
+    row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
+) -> Encoded:
     label = row.get("label")
     labels = [] if label is None else [context.labels.index(label)]
-    return texts.encode(row, tokenizer, context.cutoff_len, labels)
+    parts = texts.parts(row, tokenizer)
+    return texts.sample(parts, tokens, tokenizer, context.cutoff_len, labels)
+
+
+_encode = texts.Whole(texts.parts, _finish)
 
 
 def _check(config: VariantConfig, names: Sequence[str]) -> None:
