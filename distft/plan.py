@@ -9,11 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from distft import compat, plugin
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
+from distft.data.mix import Mix, MixedSet, mixed_sets
 from distft.errors import ConfigError, PlanError
 from distft.states import count, model_states
 
@@ -64,6 +65,9 @@ class Plan(BaseModel):
     save_steps: int
     learning_rate: float
     rows: dict[str, int]
+    """Of `train` those of `data.train`."""
+    mix: list[MixedSet] = Field(default_factory=list)
+    """`data.train` and each set of `data.mix`; empty where it names none."""
     mean_tokens: float
     max_tokens: int
     exact: bool
@@ -72,6 +76,12 @@ class Plan(BaseModel):
     reasons: dict[str, str]
     """Dotted key -> why a value was derived as it is."""
     notes: list[str]
+
+    @property
+    def sets(self) -> Mix:
+        """Which training set gives each sample."""
+        rows = [one.rows for one in self.mix] or [self.rows["train"]]
+        return Mix(tuple(rows), tuple(one.share for one in self.mix[1:]))
 
     def render(self) -> str:
         """Return the plan as a page of text."""
@@ -85,6 +95,7 @@ class Plan(BaseModel):
             f"data       {about}{self.rows['train']:,} train, {self.rows['eval']:,} eval, "
             f"{self.rows['test']:,} test rows; {self.mean_tokens:.0f} tokens on average, "
             f"{self.max_tokens} at most",
+            *(f"mix        {one.render(about)}" for one in self.mix),
             f"workers    {self.world_size} on {self.device}, ZeRO {self.zero_stage} "
             f"({self.engine} engine), offload {self.offload}, "
             f"{self.threads_per_worker} thread(s) each",
@@ -138,12 +149,9 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     weights, gradients, optimizer = totals[stage]
     global_batch, micro, accumulation = batch_sizes(config, reasons)
     train = config.train
-    steps_per_epoch = max(1, math.ceil(stats.rows["train"] / global_batch))
-    total = train.max_steps or max(1, math.ceil(train.num_train_epochs * steps_per_epoch))
-    if train.max_steps is None:
-        reasons["train.max_steps"] = (
-            f"{train.num_train_epochs:g} epochs of {steps_per_epoch} steps make {total}"
-        )
+    sets = Mix((stats.rows["train"], *stats.mixed_rows), config.data.mix_shares)
+    steps_per_epoch = sets.steps_per_epoch(global_batch)
+    total, samples = _length(config, sets, global_batch, reasons)
     eval_steps = _eval_steps(config, total, steps_per_epoch, reasons)
     method = plugin.methods()[config.method.name]
     if train.learning_rate is None:
@@ -151,7 +159,8 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
     _check_settings(config, stats)
-    full_passes, rest = divmod(total, steps_per_epoch)
+    mixed = mixed_sets(sets, list(config.data.mix), samples)
+    notes += [note for one in mixed[1:] if (note := one.warning())]
     return Plan(
         params=counts.params,
         trainable_params=counts.trainable,
@@ -166,12 +175,13 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         gradient_accumulation_steps=accumulation,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        total_samples=full_passes * stats.rows["train"] + rest * global_batch,
+        total_samples=samples,
         warmup_steps=_warmup_steps(train.warmup_steps, total),
         eval_steps=eval_steps,
         save_steps=train.save_steps or eval_steps or total,
         learning_rate=train.learning_rate or method.learning_rate,
         rows=stats.rows,
+        mix=mixed,
         mean_tokens=stats.mean_tokens,
         max_tokens=stats.max_tokens,
         exact=stats.exact,
@@ -186,6 +196,21 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons=reasons,
         notes=notes,
     )
+
+
+def _length(
+    config: RunConfig, sets: Mix, global_batch: int, reasons: dict[str, str]
+) -> tuple[int, int]:
+    """Return the steps and the samples of a run."""
+    epochs, max_steps = config.train.num_train_epochs, config.train.max_steps
+    total, samples = sets.length(global_batch, epochs, max_steps)
+    if max_steps is None:
+        reasons["train.max_steps"] = (
+            f"{epochs:g} passes over data.train take {samples:,} samples"
+            if sets.shares
+            else f"{epochs:g} epochs of {sets.steps_per_epoch(global_batch)} steps make {total}"
+        )
+    return total, samples
 
 
 def _engine(config: RunConfig, stage: int) -> Literal["torch", "deepspeed"]:

@@ -207,7 +207,7 @@ def _setting(
         look.setting,
         data_root=root,
         manifest=manifest,
-        stats=stats_of(manifest),
+        stats=stats_of(manifest, config.data.mix_shares),
         versions=preflight.versions(),
     )
 
