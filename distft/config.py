@@ -154,7 +154,8 @@ class RunConfig(Section):
         """Return the hash of what is learnt: not of names, paths, workers or how a step is cut.
 
         Args:
-            data_key: Key of the prepared data, which stands for the paths and split settings.
+            data_key: Key of the prepared data, which stands for the paths and split settings, not
+                for the shares of what is mixed.
             global_batch_size: Samples of a step; where it is derived, it depends on the workers.
 
         Returns:
@@ -165,6 +166,9 @@ class RunConfig(Section):
             del plain[key]
         for key in _LEARNS_THE_SAME:
             del plain["train"][key]
+        if self.data.mix:
+            # Not in the key: other shares of the same sets are drawn from the same prepared data.
+            plain["mix"] = list(self.data.mix_shares)
         text = json.dumps([plain, data_key, global_batch_size], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

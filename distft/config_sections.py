@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,6 +25,11 @@ from distft.errors import nearest
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 Paths = Text | Annotated[list[Text], Field(min_length=1)]
+
+MOST_SETS = 100
+"""Of `data.mix`."""
+SMALLEST_SHARE = Decimal("0.0001")
+"""Shares of `data.mix` are multiples of it."""
 
 
 class Section(BaseModel):
@@ -131,9 +137,30 @@ class DataConfig(Section):
     clean: CleanConfig = Field(default_factory=CleanConfig)
     """What is done to the texts, and which rows are left out for what they say."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
-    """Use only the first so many usable training rows."""
+    """Use only the first so many usable rows of `train`."""
+    mix: Annotated[dict[Text, Share], Field(max_length=MOST_SETS)] = Field(default_factory=dict)
+    """Files -> share of the training samples drawn from them, such as {general.jsonl: 0.2}, against
+    forgetting; the rest is drawn from `train`. An epoch is one pass over `train`."""
     on_bad_row: Literal["skip", "fail"] = "skip"
     """skip: count and list unusable rows in the manifest; fail: stop at the first."""
+
+    @property
+    def mix_shares(self) -> tuple[float, ...]:
+        """The shares of `mix`, in order."""
+        return tuple(self.mix.values())
+
+    @field_validator("mix")
+    @classmethod
+    def _shares_are_exact(cls, shares: dict[str, float]) -> dict[str, float]:
+        for name, share in shares.items():
+            if Decimal(str(share)) % SMALLEST_SHARE:
+                raise ValueError(
+                    f"the share of {name} must have at most 4 decimals, such as "
+                    f"{max(share, 1e-4):.4f}, so that it can be kept exactly"
+                )
+        if sum(Decimal(str(share)) for share in shares.values()) >= 1:
+            raise ValueError("the shares must sum to less than 1: the rest is drawn from train")
+        return shares
 
     @field_validator("format", "template")
     @classmethod

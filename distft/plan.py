@@ -9,11 +9,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from distft import compat, plugin
+from distft.batch_sizes import batch_sizes
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
+from distft.data.mix import Mix, MixedSet, mixed_sets
 from distft.errors import ConfigError, PlanError
 from distft.states import count, model_states
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 USABLE_SHARE = 0.9
 """Of the memory, for model states; the rest is the process and its libraries."""
-DEFAULT_GLOBAL_BATCH = 16
-LARGEST_DEFAULT_MICRO_BATCH = 8
 STAGES = (0, 1, 2, 3)
 
 
@@ -68,6 +68,9 @@ class Plan(BaseModel):
     save_steps: int
     learning_rate: float
     rows: dict[str, int]
+    """Of `train` those of `data.train`."""
+    mix: list[MixedSet] = Field(default_factory=list)
+    """`data.train` and each set of `data.mix`; empty where it names none."""
     mean_tokens: float
     max_tokens: int
     exact: bool
@@ -76,6 +79,12 @@ class Plan(BaseModel):
     reasons: dict[str, str]
     """Dotted key -> why a value was derived as it is."""
     notes: list[str]
+
+    @property
+    def sets(self) -> Mix:
+        """Which training set gives each sample."""
+        rows = [one.rows for one in self.mix] or [self.rows["train"]]
+        return Mix(tuple(rows), tuple(one.share for one in self.mix[1:]))
 
     def render(self) -> str:
         """Return the plan as a page of text."""
@@ -89,6 +98,7 @@ class Plan(BaseModel):
             f"data       {about}{self.rows['train']:,} train, {self.rows['eval']:,} eval, "
             f"{self.rows['test']:,} test rows; {self.mean_tokens:.0f} tokens on average, "
             f"{self.max_tokens} at most",
+            *(f"mix        {one.render(about)}" for one in self.mix),
             f"workers    {self.world_size} on {self.device}, ZeRO {self.zero_stage} "
             f"({self.engine} engine), offload {self.offload}, "
             f"{self.threads_per_worker} thread(s) each",
@@ -143,18 +153,16 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     weights, gradients, optimizer = totals[stage]
     global_batch, micro, accumulation = batch_sizes(config, reasons)
     train = config.train
-    steps_per_epoch = max(1, math.ceil(stats.rows["train"] / global_batch))
-    total = train.max_steps or max(1, math.ceil(train.num_train_epochs * steps_per_epoch))
-    if train.max_steps is None:
-        reasons["train.max_steps"] = (
-            f"{train.num_train_epochs:g} epochs of {steps_per_epoch} steps make {total}"
-        )
+    sets = Mix((stats.rows["train"], *stats.mixed_rows), config.data.mix_shares)
+    steps_per_epoch = sets.steps_per_epoch(global_batch)
+    total, samples = _length(config, sets, global_batch, reasons)
     eval_steps = _eval_steps(config, total, steps_per_epoch, reasons)
     learning_rate = _learning_rate(config, reasons)
     if train.save_steps is None:
         reasons["train.save_steps"] = "a checkpoint goes with every evaluation"
     _check_settings(config, stats)
-    full_passes, rest = divmod(total, steps_per_epoch)
+    mixed = mixed_sets(sets, list(config.data.mix), samples)
+    notes += [note for one in mixed[1:] if (note := one.warning())]
     return Plan(
         params=counts.params,
         trainable_params=counts.trainable,
@@ -171,12 +179,13 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         packing=compat.packs(config, reasons),
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
-        total_samples=full_passes * stats.rows["train"] + rest * global_batch,
+        total_samples=samples,
         warmup_steps=_warmup_steps(train.warmup_steps, total),
         eval_steps=eval_steps,
         save_steps=train.save_steps or eval_steps or total,
         learning_rate=learning_rate,
         rows=stats.rows,
+        mix=mixed,
         mean_tokens=stats.mean_tokens,
         max_tokens=stats.max_tokens,
         exact=stats.exact,
@@ -191,6 +200,21 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons=reasons,
         notes=notes,
     )
+
+
+def _length(
+    config: RunConfig, sets: Mix, global_batch: int, reasons: dict[str, str]
+) -> tuple[int, int]:
+    """Return the steps and the samples of a run."""
+    epochs, max_steps = config.train.num_train_epochs, config.train.max_steps
+    total, samples = sets.length(global_batch, epochs, max_steps)
+    if max_steps is None:
+        reasons["train.max_steps"] = (
+            f"{epochs:g} passes over data.train take {samples:,} samples"
+            if sets.shares
+            else f"{epochs:g} epochs of {sets.steps_per_epoch(global_batch)} steps make {total}"
+        )
+    return total, samples
 
 
 def _engine(config: RunConfig, stage: int) -> Literal["torch", "deepspeed"]:
@@ -301,61 +325,6 @@ def _what_fits(
     workers = math.ceil(sum(totals[3]) * world / available)
     text = f"cluster.num_workers={workers} with zero_stage=3 would fit, on nodes like these"
     return text + ("." if adapter else "; so may method=lora, which trains far less.")
-
-
-def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tuple[int, int, int]:
-    """Return how an optimizer step is made up.
-
-    Args:
-        config: The configuration.
-        reasons: Gets a reason for each derived value.
-
-    Returns:
-        (samples of a step over all workers, samples of a micro-batch, micro-batches per worker).
-
-    Raises:
-        ConfigError: The settings contradict one another.
-    """
-    train, world = config.train, config.cluster.num_workers
-    reasons = {} if reasons is None else reasons
-    micro, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    whole = train.global_batch_size
-    if whole is None:
-        if micro is None and accumulation is None:
-            whole = max(DEFAULT_GLOBAL_BATCH, world)
-            reasons["train.global_batch_size"] = f"{whole} is the default"
-        else:
-            micro_or_default = micro or LARGEST_DEFAULT_MICRO_BATCH
-            whole = micro_or_default * (accumulation or 1) * world
-            reasons["train.global_batch_size"] = "it is the product of the other batch settings"
-    if whole < world:
-        raise ConfigError(
-            f"train.global_batch_size: got {whole}, but {world} workers need at least one sample "
-            f"each; allowed: {world} or more."
-        )
-    if micro is None:
-        micro = math.ceil(whole / (world * (accumulation or 1)))
-        if accumulation is None:
-            micro = min(micro, LARGEST_DEFAULT_MICRO_BATCH)
-        reasons["train.per_device_train_batch_size"] = (
-            f"{micro} is what {whole} samples over {world} worker(s) need, at most "
-            f"{LARGEST_DEFAULT_MICRO_BATCH} by default"
-        )
-    if accumulation is None:
-        accumulation = math.ceil(whole / (micro * world))
-        reasons["train.gradient_accumulation_steps"] = (
-            f"{whole} samples in micro-batches of {micro} over {world} worker(s)"
-        )
-    if train.global_batch_size is not None and not (
-        micro * world * (accumulation - 1) < whole <= micro * world * accumulation
-    ):
-        raise ConfigError(
-            f"train.global_batch_size={whole} does not fit {world} workers x "
-            f"{accumulation} gradient_accumulation_steps x {micro} per_device_train_batch_size "
-            f"= {micro * world * accumulation}.",
-            "Leave one of the three out; it is derived.",
-        )
-    return whole, micro, accumulation
 
 
 def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:

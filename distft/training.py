@@ -15,7 +15,7 @@ from rich.console import Console
 
 from distft import plugin, run_dir
 from distft.config import RunConfig
-from distft.errors import DistftError, TrainError
+from distft.errors import ConfigError, DistftError, TrainError
 from distft.records import RunRecord, read_evaluations, read_record, write_json
 
 if TYPE_CHECKING:
@@ -34,12 +34,22 @@ def resolved(config: RunConfig) -> RunConfig:
 
     Returns:
         The configuration everything else is given.
+
+    Raises:
+        ConfigError: Two sets of `data.mix` are one.
     """
     from distft.data.resolve import detect
 
     format_name, task_name = detect(config)
     task = config.task or plugin.tasks()[task_name].config(name=task_name)
     data = {split: _absolute(getattr(config.data, split)) for split in ("train", "eval", "test")}
+    mix = {_absolute(spec): share for spec, share in config.data.mix.items()}
+    if len(mix) < len(config.data.mix):
+        raise ConfigError(
+            f"data.mix names a file twice: {', '.join(config.data.mix)}.",
+            "Name it once, with both shares.",
+        )
+    data["mix"] = mix
     model_id = config.model.id
     if (Path(model_id).expanduser() / "config.json").is_file():
         model_id = _absolute(model_id)
@@ -147,9 +157,9 @@ def train(config: RunConfig, folder: Path, *, fresh: bool = False) -> RunRecord:
     Raises:
         DistftError: Anything wrong, refused or failed; run.json says so too.
     """
+    from distft.batch_sizes import batch_sizes
     from distft.data.resolve import prepared_key
     from distft.data.stats import sample_stats
-    from distft.plan import batch_sizes
 
     console = Console(stderr=True)
     run_dir.check_writable(folder.parent)
@@ -181,7 +191,7 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
     started = time.time()
     with session.connected(config.cluster):
         root, manifest = prepared(config, console)
-        made = make_plan(config, stats_of(manifest), capacity_of(config))
+        made = make_plan(config, stats_of(manifest, config.data.mix_shares), capacity_of(config))
         record = run_dir.first_record(config, config_hash, made, manifest, preflight.versions())
         run_dir.write_start(folder, config, made, record)
         if not (folder / "eval.json").exists():

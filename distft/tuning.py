@@ -48,8 +48,8 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     Raises:
         DistftError: Anything wrong, refused or failed; study.json says so too.
     """
+    from distft.batch_sizes import batch_sizes
     from distft.data.resolve import prepared_key
-    from distft.plan import batch_sizes
     from distft.search.sample import build_space
 
     folder, console = config.run_dir, _console()
@@ -207,7 +207,7 @@ def _setting(
         look.setting,
         data_root=root,
         manifest=manifest,
-        stats=stats_of(manifest),
+        stats=stats_of(manifest, config.data.mix_shares),
         versions=preflight.versions(),
     )
 
@@ -270,7 +270,7 @@ def _best_yaml(winner: RunConfig, search: Search) -> str:
 
 
 def _train_winner(winner: RunConfig, folder: Path, data_key: str) -> None:
-    from distft.plan import batch_sizes
+    from distft.batch_sizes import batch_sizes
 
     fresh = False
     if (folder / "run.json").exists():

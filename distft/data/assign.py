@@ -27,8 +27,9 @@ from distft.data.split import (
     TRAIN,
     UNUSABLE,
     Candidates,
-    Split,
+    Part,
     assign,
+    code_of,
 )
 from distft.data.survey import Reading, key_of
 from distft.data.tally import Tally
@@ -59,7 +60,7 @@ class _Names:
 @dataclass
 class _Chunk:
     path: str
-    origin: Split
+    origin: Part
     first: int
     """Of the survey's rows, which one is the chunk's first."""
 
@@ -88,7 +89,7 @@ class Survey:
         self._classes = array("i")
         self._class_ends = array("q")
 
-    def begin(self, path: str, origin: Split) -> None:
+    def begin(self, path: str, origin: Part) -> None:
         """Say where the rows that follow stand.
 
         Args:
@@ -167,8 +168,11 @@ class Survey:
         return len(self._rows)
 
     def codes(self) -> list[bytes]:
-        """Return, chunk by chunk, a byte per row: 0 for none, else 1 + its split's in SPLITS."""
+        """Return, chunk by chunk, a byte per row: 0 for none, else the code of what it goes to."""
         kept = np.where(self.fates <= len(SPLITS), self.fates, UNUSABLE).astype(np.uint8)
+        origins = self.origins()
+        mixed = origins > len(SPLITS)
+        kept[mixed] = np.where(kept[mixed] == TRAIN, origins[mixed], UNUSABLE)
         return [kept[rows].tobytes() for _, rows in self.by_chunk()]
 
     def by_chunk(self) -> Iterator[tuple[_Chunk, slice]]:
@@ -195,12 +199,13 @@ class Survey:
         usable = np.flatnonzero(np.frombuffer(self._whys, np.int32) < 0)
         keys = np.frombuffer(self._keys, ">u8").reshape(-1, 2)[usable].astype(np.uint64)
         strata = np.frombuffer(self._strata, np.int32)[usable]
-        return usable, Candidates(keys, strata, list(self._names.known), self._origins()[usable])
+        return usable, Candidates(keys, strata, list(self._names.known), self.origins()[usable])
 
-    def _origins(self) -> np.ndarray:
+    def origins(self) -> np.ndarray:
+        """Return for each row the code of what named its file; uint8."""
         origins = np.empty(len(self), np.uint8)
         for chunk, rows in self.by_chunk():
-            origins[rows] = TRAIN + SPLITS.index(chunk.origin)
+            origins[rows] = code_of(chunk.origin)
         return origins
 
     def why(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -291,19 +296,21 @@ def decide(survey: Survey, data: DataConfig, seed: int, dropped: Dropped) -> Non
     survey.fates[usable] = assign(candidates, resolve.shares(data), seed, near.mark)
     for row, like in near.likes.items():
         survey.cleaning.near(survey.place(int(usable[row])), survey.place(int(usable[like])))
-    _train_every_class(survey)
+    mine = survey.origins() == TRAIN
+    _train_every_class(survey, mine)
     if data.max_samples is not None:
-        survey.fates[np.flatnonzero(survey.fates == TRAIN)[data.max_samples :]] = BEYOND
+        trained = np.flatnonzero(mine & (survey.fates == TRAIN))
+        survey.fates[trained[data.max_samples :]] = BEYOND
     out = np.flatnonzero((survey.fates == UNUSABLE) | (survey.fates > len(SPLITS)))
     dropped.take(survey, out)
-    for split in SPLITS:
-        _check_any(split, survey)
-    counts = np.bincount(survey.fates, minlength=len(FATES)).tolist()
-    check_not_empty(dict(zip(SPLITS, counts[TRAIN:], strict=False)), dropped)
+    for part in dict.fromkeys([*SPLITS, *(chunk.origin for chunk in survey.chunks)]):
+        _check_any(part, survey)
+    counts = np.bincount(survey.fates[survey.origins() <= len(SPLITS)], minlength=len(FATES))
+    check_not_empty(dict(zip(SPLITS, counts.tolist()[TRAIN:], strict=False)), dropped)
 
 
-def _train_every_class(survey: Survey) -> None:
-    """Put rows drawn for eval or test back where training lacks a class of theirs.
+def _train_every_class(survey: Survey, mine: np.ndarray) -> None:
+    """Put rows of `mine` drawn for eval or test back where `mine` lack a class of theirs.
 
     A stratum is one class of a row; a row of several may hold another that is nowhere else.
     """
@@ -311,11 +318,8 @@ def _train_every_class(survey: Survey) -> None:
     if not len(classes):
         return
     trained = np.zeros(len(names), bool)
-    trained[classes[survey.fates[rows] == TRAIN]] = True
-    drawn = np.zeros(len(survey), bool)
-    for chunk, its_rows in survey.by_chunk():
-        drawn[its_rows] = chunk.origin == "train"
-    drawn &= (survey.fates > TRAIN) & (survey.fates <= len(SPLITS))
+    trained[classes[(mine & (survey.fates == TRAIN))[rows]]] = True
+    drawn = mine & (survey.fates > TRAIN) & (survey.fates <= len(SPLITS))
     lacking = drawn[rows] & ~trained[classes]
     for row in np.unique(rows[lacking]):
         mine = classes[slice(*np.searchsorted(rows, (row, row + 1)))]
@@ -342,59 +346,17 @@ def check_not_empty(rows: Mapping[str, int], dropped: Dropped) -> None:
             )
 
 
-def _check_any(split: Split, survey: Survey) -> None:
-    """Refuse a setting whose files hold no usable row."""
-    mine = [(chunk, rows) for chunk, rows in survey.by_chunk() if chunk.origin == split]
-    if not mine or any((survey.fates[rows] != UNUSABLE).any() for _, rows in mine):
+def _check_any(part: Part, survey: Survey) -> None:
+    """Refuse a setting whose files hold no usable row, a mixed set none to train on."""
+    mine = [(chunk, rows) for chunk, rows in survey.by_chunk() if chunk.origin == part]
+    good = range(TRAIN, len(FATES)) if part in SPLITS else [TRAIN]
+    if not mine or any(np.isin(survey.fates[rows], good).any() for _, rows in mine):
         return
     paths = ", ".join(dict.fromkeys(chunk.path for chunk, _ in mine))
     refused = Dropped()
     refused.take(survey, np.concatenate([np.arange(len(survey))[rows] for _, rows in mine]))
     raise DataError(
-        f"data.{split}: {paths} holds no {'usable ' if refused.counts else ''}row. "
-        f"{refused.summary()}".strip(),
+        f"data.{part if part in SPLITS else 'mix'}: {paths} holds no "
+        f"{'usable ' if refused.counts else ''}row. {refused.summary()}".strip(),
         "`distft formats` shows what each format reads; data.columns renames columns.",
     )
-
-
-def labels_of(survey: Survey, task: Task, data: DataConfig, *, complete: bool = True) -> list[str]:
-    """Return the class names in id order: whole numbers by value, others by name.
-
-    Args:
-        survey: Decided rows.
-        task: The task.
-        data: The data settings, for the message.
-        complete: Whether every row was surveyed; if not, classes of eval and test count as seen.
-
-    Returns:
-        Classes of the training rows; empty for a task without classes.
-
-    Raises:
-        DataError: Fewer than two classes, or one in eval or test that training never sees.
-    """
-    if task.classes is None:
-        return []
-    rows, classes, names = survey.held()
-    fates = survey.fates[rows]
-    kept = (fates != UNUSABLE) & (fates <= len(SPLITS))
-    learnt = np.zeros(len(names), bool)
-    learnt[classes[fates == TRAIN if complete else kept]] = True
-    seen = {name for name, known in zip(names, learnt, strict=True) if known}
-    for i in np.flatnonzero(kept & ~learnt[classes])[:1]:
-        path, row = survey.place(int(rows[i]))
-        capped = " (data.max_samples is set)" if data.max_samples else ""
-        raise DataError(
-            f"{path}:{row}: label {names[classes[i]]!r} in the {FATES[fates[i]]} rows is never "
-            f"seen in training{capped}; training knows {', '.join(sorted(seen)[:20])}.",
-            "Add training rows of that label, mend the label, or remove the row.",
-        )
-    if len(seen) < 2:
-        raise DataError(
-            f"The training rows hold {len(seen)} class ({', '.join(seen)}); at least 2 are needed."
-            if seen
-            else "No training row holds a label.",
-            "Check data.columns.label.",
-        )
-    if all(label.lstrip("-").isdecimal() for label in seen):
-        return sorted(seen, key=lambda label: (int(label), label))
-    return sorted(seen)

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distft.data.manifest import SplitInfo, file_sha256
-from distft.data.split import SPLITS, TRAIN, Split
+from distft.data.split import Part, code_of
 from distft.records import write_text
 
 FINISHED_FILE = "finished.json"
@@ -23,7 +23,7 @@ class Refused(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    split: Split
+    split: Part
     place: int
     """See `place_of`."""
     row: int
@@ -38,20 +38,20 @@ class Finished(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    splits: dict[Split, SplitInfo] = Field(default_factory=dict)
+    splits: dict[Part, SplitInfo] = Field(default_factory=dict)
     """What the finished shards hold."""
-    places: dict[Split, int] = Field(default_factory=dict)
+    places: dict[Part, int] = Field(default_factory=dict)
     """Split -> where its last row in a finished shard stands."""
     refused: list[Refused] = Field(default_factory=list)
     """Rows that went to no shard, as far as they stand before `places`."""
     tokenized_rows: int = 0
     """Over all attempts so far."""
 
-    def of(self, split: Split) -> tuple[SplitInfo, int] | None:
+    def of(self, split: Part) -> tuple[SplitInfo, int] | None:
         """Return what a split's finished shards hold and the place of their last row.
 
         Args:
-            split: train, eval or test.
+            split: train, eval, test or a mixed set.
 
         Returns:
             None where no shard of it is finished.
@@ -63,7 +63,7 @@ class Finished(BaseModel):
         """Return which rows are still to be tokenized.
 
         Args:
-            wanted: Chunk by chunk a byte per row: 0 for none, else 1 + its split's in SPLITS.
+            wanted: Chunk by chunk a byte per row: 0 for none, else the code of its split.
 
         Returns:
             The same with 0 for the rows that finished shards hold or that were refused.
@@ -71,7 +71,7 @@ class Finished(BaseModel):
         codes = [np.frombuffer(one, np.uint8).copy() for one in wanted]
         for split, place in self.places.items():
             chunk, at = chunk_of(place), place & (1 << _AT_BITS) - 1
-            code = TRAIN + SPLITS.index(split)
+            code = code_of(split)
             for number, mine in enumerate(codes[: chunk + 1]):
                 done = mine[: at + 1] if number == chunk else mine
                 done[done == code] = 0
@@ -105,7 +105,7 @@ def chunk_of(place: int) -> int:
 
 def save(
     root: Path,
-    infos: Mapping[Split, tuple[SplitInfo, int]],
+    infos: Mapping[Part, tuple[SplitInfo, int]],
     refused: Iterable[Refused],
     tokenized_rows: int,
 ) -> None:

@@ -16,12 +16,12 @@ UNTRAINED_SHARE = 0.01
 def check_trained(
     task: Task, info: SplitInfo, refused: Sequence[Refused], paths: Sequence[str]
 ) -> None:
-    """Refuse training rows of which too many train nothing, or none where an answer ends.
+    """Refuse a training set of which too many rows train nothing, or none where an answer ends.
 
     Args:
         task: What is learnt.
-        info: Of the training rows.
-        refused: Training rows that went to no shard.
+        info: Of its rows.
+        refused: Rows of it that went to no shard.
         paths: The file of each chunk.
 
     Raises:

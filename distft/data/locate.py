@@ -59,14 +59,14 @@ def find(found: Surveyed, config: RunConfig, path: str, row: int) -> tuple[Readi
         DataError: The file holds no such row.
     """
     chunks = [
-        chunk
-        for scanned in resolve.sources(config.data).values()
+        (part, chunk)
+        for part, scanned in resolve.sources(config.data).items()
         for file in scanned
         for chunk in file.chunks
         if chunk.path == path and chunk.first_row <= row
     ]
-    for chunk in chunks[-1:]:
-        for place, reading in enumerate(found.reader.read(chunk)):
+    for part, chunk in chunks[-1:]:
+        for place, reading in enumerate(found.readers[part].read(chunk)):
             if reading.row == row:
                 return reading, _fate(found, chunk, place)
     raise DataError(

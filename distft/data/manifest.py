@@ -58,6 +58,37 @@ class SplitInfo(_Part):
         """Rows of every row group, in the order of sample ids."""
         return [rows for shard in self.shards for rows in shard.row_groups]
 
+    def followed_by(self, other: SplitInfo) -> SplitInfo:
+        """Return what two sets of samples are together.
+
+        Args:
+            other: Its ids follow.
+
+        Returns:
+            One set.
+        """
+        summed = ("rows", "tokens", "targets", "truncated", "ended")
+        both = {name: getattr(self, name) + getattr(other, name) for name in summed}
+        counts = zip(self.label_counts, other.label_counts, strict=True)
+        return SplitInfo(
+            **both,
+            mean_length=both["tokens"] / both["rows"] if both["rows"] else 0.0,
+            max_length=max(self.max_length, other.max_length),
+            label_counts=[one + more for one, more in counts],
+            shards=[*self.shards, *other.shards],
+        )
+
+
+class TrainingSet(_Part):
+    """The rows of `data.train` or of a set of `data.mix`, as far as they are trained on."""
+
+    format: str
+    columns: dict[str, str]
+    rows: int
+    tokens: int
+    label_counts: list[int]
+    """How often each class stands in it, by its id."""
+
 
 class TokenizerInfo(_Part):
     """Which tokenizer made the ids."""
@@ -104,7 +135,7 @@ class SourceInfo(_Part):
     """A raw file as it was when it was read."""
 
     split: str
-    """The setting that named it: train, eval or test."""
+    """The setting that named it: train, eval, test, or mix1, mix2, ... for the sets of mix."""
     file: str
     bytes: int
     sha256: str
@@ -124,6 +155,9 @@ class Manifest(_Part):
     cutoff_len: int
     tokenizer: TokenizerInfo
     splits: dict[str, SplitInfo]
+    """`train` holds the rows of `data.train`, then those of each set of `data.mix`."""
+    training_sets: list[TrainingSet] = Field(default_factory=list)
+    """Where `data.mix` names any: whose rows stand in `train`, in their order."""
     tokenized_rows: int = 0
     """Rows tokenized to make them, over all attempts: where one was interrupted, some twice."""
     dropped: dict[str, int]

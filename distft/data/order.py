@@ -1,4 +1,4 @@
-"""In which order samples are trained on: a pure function of seed, epoch and shard layout.
+"""In which order samples are trained on: a pure function of seed, epoch, shares and shard layout.
 
 The order knows no world size. A step takes the next `global_batch_size` ids of it; only then are
 they cut into micro-batches and dealt to ranks (see `distft.data.pack`).
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, chain, cycle, islice
 
 import numpy as np
 
+from distft.data.mix import Mix
 from distft.data.pack import Budget, MicroBatch, micro_batches
 
 WINDOW = 64
@@ -25,6 +26,7 @@ class StepPlan:
     step: int
     """0-based, over all epochs."""
     epoch: int
+    """Of `data.train`, where the step begins."""
     num_samples: int
     """Samples of the step over all ranks."""
     micro_batches: list[MicroBatch]
@@ -42,9 +44,15 @@ def _rng(*seeds: int) -> np.random.Generator:
 
 
 def epoch_ids(
-    *, seed: int, epoch: int, row_groups: Sequence[int], window: int = WINDOW, start: int = 0
+    *,
+    seed: int,
+    epoch: int,
+    row_groups: Sequence[int],
+    window: int = WINDOW,
+    start: int = 0,
+    number: int = 0,
 ) -> Iterator[int]:
-    """Yield the sample ids of an epoch in their order.
+    """Yield the sample ids of an epoch of one training set in their order.
 
     Row groups are shuffled, then rows inside windows of them. Windows before `start` are skipped,
     not generated.
@@ -55,22 +63,66 @@ def epoch_ids(
         row_groups: Rows of each row group, in shard order.
         window: Row groups shuffled together.
         start: How many ids to leave out at the beginning.
+        number: Of the set; each has an order of its own.
 
     Yields:
         Every id from 0 to the number of rows, once (less the first `start`).
     """
+    mixed = (number,) if number else ()
     sizes = np.asarray(row_groups, dtype=np.int64)
     offsets = np.cumsum(sizes) - sizes
-    groups = _rng(seed, epoch, 0).permutation(len(sizes))
-    for number, first in enumerate(range(0, len(groups), window)):
+    groups = _rng(seed, epoch, 0, *mixed).permutation(len(sizes))
+    for place, first in enumerate(range(0, len(groups), window)):
         members = groups[first : first + window]
         rows = int(sizes[members].sum())
         if start >= rows:
             start -= rows
             continue
         ids = np.concatenate([offsets[g] + np.arange(sizes[g]) for g in members])
-        yield from _rng(seed, epoch, 1, number).permutation(ids)[start:].tolist()
+        yield from _rng(seed, epoch, 1, place, *mixed).permutation(ids)[start:].tolist()
         start = 0
+
+
+def sample_ids(*, seed: int, row_groups: Sequence[int], mix: Mix, start: int = 0) -> Iterator[int]:
+    """Yield the sample ids of a run in their order, without end.
+
+    Each set is passed over again and again, at the pace its share gives it.
+
+    Args:
+        seed: The run's.
+        row_groups: Rows of each row group, in shard order, one set after the other.
+        mix: The sets.
+        start: Position of the first id; those before it are not generated.
+
+    Yields:
+        The id at each position.
+
+    Raises:
+        ValueError: A set ends inside a row group.
+    """
+    ends = list(accumulate(mix.rows))
+    groups = np.searchsorted(list(accumulate(row_groups)), ends, side="right")
+    passes = []
+    for number, (rows, taken) in enumerate(zip(mix.rows, mix.taken(start), strict=True)):
+        mine = row_groups[0 if not number else groups[number - 1] : groups[number]]
+        if sum(mine) != rows:
+            raise ValueError(f"set {number} has {rows} rows, its row groups {sum(mine)}")
+        passes.append(_passes(seed, number, mine, ends[number] - rows, taken))
+    inside = start % len(mix.pattern)
+    for number in chain(mix.pattern[inside:], cycle(mix.pattern)):
+        yield next(passes[number])
+
+
+def _passes(
+    seed: int, number: int, row_groups: Sequence[int], first: int, taken: int
+) -> Iterator[int]:
+    """Yield the ids of a set, epoch after epoch, less the first `taken` of them."""
+    epoch, start = divmod(taken, sum(row_groups))
+    while True:
+        ids = epoch_ids(seed=seed, epoch=epoch, row_groups=row_groups, start=start, number=number)
+        for one in ids:
+            yield first + one
+        epoch, start = epoch + 1, 0
 
 
 def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its plan
@@ -84,6 +136,8 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
     rank: int,
     start_step: int,
     total_steps: int,
+    mix: Mix | None = None,
+    total_samples: int | None = None,
 ) -> Iterator[StepPlan]:
     """Yield a rank's steps from `start_step` to `total_steps`.
 
@@ -91,12 +145,15 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
         seed: The run's.
         row_groups: Rows of each row group, in shard order.
         lengths: Ids -> tokens of each.
-        global_batch_size: Samples of a step; an epoch's last step may hold fewer.
+        global_batch_size: Samples of a step; the last one of an epoch, or where sets are mixed of
+            the run, may hold fewer.
         budget: Of one rank's micro-batch.
         world_size: Number of ranks.
         rank: Which one.
         start_step: First step to yield; earlier ones cost nothing.
         total_steps: Step after the last.
+        mix: The sets that the row groups belong to; None: all to one.
+        total_samples: Of the run, where its last step ends sooner than it could.
 
     Yields:
         One plan per step.
@@ -104,21 +161,14 @@ def plan_steps(  # noqa: PLR0913 - keyword-only facts of one run, all from its p
     Raises:
         ValueError: There are no rows.
     """
-    rows = sum(row_groups)
-    if rows < 1:
-        raise ValueError("there are no rows to train on")
-    steps_per_epoch = -(-rows // global_batch_size)
-    step = start_step
-    while step < total_steps:
-        epoch, inside = divmod(step, steps_per_epoch)
-        ids = epoch_ids(
-            seed=seed, epoch=epoch, row_groups=row_groups, start=inside * global_batch_size
-        )
-        for _ in range(min(steps_per_epoch - inside, total_steps - step)):
-            batch = list(islice(ids, global_batch_size))
-            by_rank = micro_batches(batch, lengths(batch), budget, world_size)
-            yield StepPlan(step, epoch, len(batch), by_rank[rank])
-            step += 1
+    mix = mix or Mix((sum(row_groups),))
+    start, _ = mix.span(start_step, global_batch_size)
+    ids = sample_ids(seed=seed, row_groups=row_groups, mix=mix, start=start)
+    for step in range(start_step, total_steps):
+        first, end = mix.span(step, global_batch_size)
+        batch = list(islice(ids, min(end, total_samples or end) - first))
+        by_rank = micro_batches(batch, lengths(batch), budget, world_size)
+        yield StepPlan(step, mix.taken(first)[0] // mix.rows[0], len(batch), by_rank[rank])
 
 
 def eval_plan(rows: int, rank: int, world_size: int, batch_size: int) -> list[list[int]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from distft import plugin
 from distft.data import finished
 from distft.data.shards import encoded_schema
 from distft.data.source import Chunk
+from distft.data.split import Part
 from distft.data.survey import Reading, RowReader, surveyed
 from distft.data.tokenize import encode_rows
 from distft.errors import DistftError
@@ -60,9 +61,15 @@ class Job:
     """What both passes need; goes to Ray's processes."""
 
     task: str
-    reader: RowReader
+    readers: Mapping[Part, RowReader]
+    origins: list[Part]
+    """What named the file of each chunk."""
     chunks: list[Chunk]
     stop_at_bad_row: bool
+
+    def reader(self, number: int) -> RowReader:
+        """Return what reads a chunk."""
+        return self.readers[self.origins[number]]
 
 
 def survey_chunks(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
@@ -81,7 +88,7 @@ def survey_chunks(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
 
 
 def _surveyed(job: Job, task: Task, number: int) -> Iterator[pa.Table]:
-    rows = surveyed(job.reader, task, job.chunks[number])
+    rows = surveyed(job.reader(number), task, job.chunks[number])
     while held := list(islice(rows, _TABLE_ROWS)):
         columns = {key: [row.get(key) for row in held] for key in _SURVEYED.names}
         yield _table(columns | {"chunk": [number] * len(held)}, _SURVEYED, len(held))
@@ -116,7 +123,7 @@ class Encoder:
             yield from _guarded(number, self._tables(number, codes), self._schema)
 
     def _tables(self, number: int, codes: bytes) -> Iterator[pa.Table]:
-        readings = self._job.reader.read(self._job.chunks[number])
+        readings = self._job.reader(number).read(self._job.chunks[number])
         wanted = (
             (finished.place_of(number, at), code, reading)
             for at, (code, reading) in enumerate(zip(codes, readings, strict=True))

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +26,11 @@ import ray.data
 
 from distft import errors, hf, plugin
 from distft.config import RunConfig
-from distft.data import files, finished, resolve
-from distft.data.assign import Dropped, Survey, check_not_empty, decide, labels_of
+from distft.data import files, finished, resolve, sets
+from distft.data.assign import Dropped, Survey, check_not_empty, decide
 from distft.data.finished import Finished, Refused
 from distft.data.guard import check_trained
+from distft.data.labels import labels_of
 from distft.data.manifest import (
     MANIFEST_FILE,
     Manifest,
@@ -42,9 +43,8 @@ from distft.data.manifest import (
 )
 from distft.data.passes import Encoder, Job, survey_chunks
 from distft.data.shards import ShardWriter
-from distft.data.split import SPLITS, Split
+from distft.data.split import Part
 from distft.data.stream import ordered_context
-from distft.data.survey import RowReader
 from distft.errors import DataError, DistftError
 from distft.plugin import EncodeContext, Task
 
@@ -120,54 +120,59 @@ def _make(
 ) -> Manifest:
     begun = finished.take_up(root)
     sources = resolve.sources(config.data)
-    columns = resolve.columns_of(plugin.formats()[format_name], config.data)
+    readers = sets.readers(config, format_name, task)
     chunks = [
-        (split, chunk)
-        for split, scanned in sources.items()
+        (part, chunk)
+        for part, scanned in sources.items()
         for file in scanned
         for chunk in file.chunks
     ]
     job = Job(
         task=task.name,
-        reader=RowReader(format_name, columns, clean=config.data.clean),
+        readers=readers,
+        origins=[part for part, _ in chunks],
         chunks=[chunk for _, chunk in chunks],
         stop_at_bad_row=config.data.on_bad_row == "fail",
     )
-    survey = _survey(job, [split for split, _ in chunks])
+    survey = _survey(job)
     dropped = Dropped()
     decide(survey, config.data, config.train.seed, dropped)
     labels = labels_of(survey, task, config.data)
     context = resolve.context(config, labels)
-    encoder = (replace(job, reader=job.reader.of_kept()), _tokenizer(config), context)
-    splits, tokenized = _tokenize(encoder, survey.codes(), root, begun, dropped, progress)
-    check_not_empty({split: info.rows for split, info in splits.items()}, dropped)
+    kept = {part: reader.of_kept() for part, reader in readers.items()}
+    encoder = (replace(job, readers=kept), _tokenizer(config), context)
+    writers = sets.writers(root, config.data, task, len(labels), begun)
+    parts, tokenized = _tokenize(encoder, survey.codes(), root, begun, writers, dropped, progress)
+    rows = {sets.named(part, config.data): info.rows for part, info in parts.items()}
+    check_not_empty(rows, dropped)
     return Manifest(
         key=key,
         task=task.name,
         format=format_name,
-        columns=columns,
+        columns=dict(readers["train"].columns),
         labels=labels,
         cutoff_len=context.cutoff_len,
         tokenizer=TokenizerInfo(
             name=config.model.id, sha256=resolve.tokenizer_hash(config.model, config.data.template)
         ),
-        splits=splits,
+        splits=sets.joined(parts),
+        training_sets=sets.described(parts, readers),
         tokenized_rows=tokenized,
         dropped=dict(dropped.counts.most_common()),
         dropped_rows=dropped.rows,
         cleaning=survey.cleaning.steps(),
         sources=[
-            SourceInfo(split=split, file=file.path, bytes=file.size_bytes, sha256=file.sha256)
-            for split, scanned in sources.items()
+            SourceInfo(split=part, file=file.path, bytes=file.size_bytes, sha256=file.sha256)
+            for part, scanned in sources.items()
             for file in scanned
         ],
         unread_files=[
-            path for split in sources for path in files.unread(getattr(config.data, split))
+            path for spec in resolve.specs(config.data).values() for path in files.unread(spec)
         ],
     )
 
 
-def _survey(job: Job, origins: Sequence[Split]) -> Survey:
+def _survey(job: Job) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
     for table in _run(
@@ -181,16 +186,16 @@ def _survey(job: Job, origins: Sequence[Split]) -> Survey:
         numbers = table["chunk"].to_numpy()
         for number in np.unique(numbers).tolist():
             while len(survey.chunks) <= number:
-                _begin(survey, job, origins)
+                _begin(survey, job)
             survey.extend(table.filter(pa.array(numbers == number)))
     while len(survey.chunks) < len(job.chunks):
-        _begin(survey, job, origins)
+        _begin(survey, job)
     return survey
 
 
-def _begin(survey: Survey, job: Job, origins: Sequence[Split]) -> None:
+def _begin(survey: Survey, job: Job) -> None:
     number = len(survey.chunks)
-    survey.begin(job.chunks[number].path, origins[number])
+    survey.begin(job.chunks[number].path, job.origins[number])
 
 
 def _tokenizer(config: RunConfig) -> Any:
@@ -208,13 +213,13 @@ def _tokenize(
     wanted: Sequence[bytes],
     root: Path,
     begun: Finished,
+    writers: Mapping[Part, ShardWriter],
     dropped: Dropped,
     progress: Progress | None,
-) -> tuple[dict[str, SplitInfo], int]:
+) -> tuple[dict[Part, SplitInfo], int]:
     """Write the shards; return what they hold, and how many rows were tokenized for them."""
-    job, _, context = encoder
-    task, classes = plugin.tasks()[job.task], len(context.labels)
-    writers = {split: ShardWriter(root, split, task, classes, begun.of(split)) for split in SPLITS}
+    job, _, _ = encoder
+    parts = list(writers)
     refused = list(begun.refused)
     left = begun.left(wanted)
     total = _rows(wanted)
@@ -229,24 +234,25 @@ def _tokenize(
             path = job.chunks[finished.chunk_of(item["place"])].path
             if job.stop_at_bad_row:
                 raise DataError(f"{path}:{item['row']}: {item['reason']}.", _MEND)
-            split = SPLITS[item["split"] - 1]
-            refused.append(Refused(**{**item, "split": split}))
+            refused.append(Refused(**{**item, "split": parts[item["split"] - 1]}))
         done, tokenized = done + table.num_rows, tokenized + table.num_rows
         ended = False
-        for code, split in enumerate(SPLITS, start=1):
+        for code, writer in enumerate(writers.values(), start=1):
             mine = pc.and_(pc.equal(table["split"], code), good)
-            ended |= writers[split].add(table.filter(mine))
+            ended |= writer.add(table.filter(mine))
         if ended:
-            infos = {split: (writer.finished, writer.place) for split, writer in writers.items()}
+            infos = {part: (writer.finished, writer.place) for part, writer in writers.items()}
             finished.save(root, infos, refused, tokenized)
         if progress is not None:
             progress(done, total)
     refused.sort(key=lambda one: one.place)
     for one in refused:
         dropped.add(job.chunks[finished.chunk_of(one.place)].path, one.row, one.reason)
-    written: dict[str, SplitInfo] = {split: w.close() for split, w in writers.items()}
-    refused_of_train = [one for one in refused if one.split == "train"]
-    check_trained(task, written["train"], refused_of_train, [chunk.path for chunk in job.chunks])
+    written = {part: writer.close() for part, writer in writers.items()}
+    paths = [chunk.path for chunk in job.chunks]
+    for part, info in sets.trained(written).items():
+        mine = [one for one in refused if one.split == part]
+        check_trained(plugin.tasks()[job.task], info, mine, paths)
     return written, tokenized
 
 

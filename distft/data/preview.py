@@ -273,7 +273,7 @@ def _preview(config: RunConfig, found: Surveyed, tally: _Tally, shown: list[Show
         name=config.name,
         model=config.model.id,
         task=task.name,
-        format=found.reader.format,
+        format=found.readers["train"].format,
         labels=found.labels,
         cutoff_len=resolve.cutoff_len(config),
         rows=found.rows,
@@ -340,9 +340,10 @@ def _chosen(found: Surveyed) -> np.ndarray:
 
 def _readings(found: Surveyed, chosen: np.ndarray) -> Iterator[tuple[int, Reading]]:
     """Yield these rows in file order, read once more: keeping all of them takes too much memory."""
-    for chunk, (_, mine) in zip(found.chunks, found.survey.by_chunk(), strict=True):
+    for chunk, (place, mine) in zip(found.chunks, found.survey.by_chunk(), strict=True):
         left = set(chosen[(chosen >= mine.start) & (chosen < mine.stop)].tolist())
-        readings = enumerate(found.reader.read(chunk), start=mine.start) if left else ()
+        reader = found.readers[place.origin]
+        readings = enumerate(reader.read(chunk), start=mine.start) if left else ()
         for index, reading in readings:
             if index in left:
                 left.remove(index)

@@ -22,7 +22,7 @@ from distft.config_sections import CleanConfig, DataConfig, ModelConfig
 from distft.data import files, source
 from distft.data.rows import read_chunk
 from distft.data.source import SourceFile
-from distft.data.split import SPLITS, Split
+from distft.data.split import SPLITS, Part, Split, parts_of
 from distft.errors import ConfigError, DataError, nearest
 from distft.plugin import EncodeContext, Format, Task, UnusableRow
 
@@ -33,27 +33,49 @@ DEFAULT_CUTOFF_LEN = 512
 
 _ROWS_TO_DETECT = 50
 
-Sources = Mapping[Split, Sequence[SourceFile]]
-"""The scanned files of each split that comes from files."""
+Sources = Mapping[Part, Sequence[SourceFile]]
+"""The scanned files of each part that comes from files."""
 
 
-def sources(data: DataConfig) -> dict[Split, list[SourceFile]]:
-    """Return the files of each split that is given as files.
+def specs(data: DataConfig) -> dict[Part, str | list[str]]:
+    """Return what names the files of each part that is given as files.
 
     Args:
         data: The data settings.
 
     Returns:
-        `train`, and `eval` and `test` where they are no share.
+        `train`, `eval` and `test` where they are no share, then the mixed sets.
+    """
+    named = [data.train, data.eval, data.test, *data.mix]
+    parts = zip(parts_of(len(data.mix)), named, strict=True)
+    return {part: spec for part, spec in parts if not isinstance(spec, float)}
+
+
+def sources(data: DataConfig) -> dict[Part, list[SourceFile]]:
+    """Return the files of each part that is given as files.
+
+    Args:
+        data: The data settings.
+
+    Returns:
+        Files by part, in the order of the parts.
 
     Raises:
-        DataError: A file is missing, empty or of no supported kind.
+        DataError: A file is missing, empty or of no supported kind, or in two sets of `data.mix`.
     """
-    found: dict[Split, list[SourceFile]] = {}
-    for split in SPLITS:
-        spec = getattr(data, split)
-        if not isinstance(spec, float):
-            found[split] = source.scan(files.expand(spec, f"data.{split}"))
+    found: dict[Part, list[SourceFile]] = {}
+    mixed: set[str] = set()
+    for part, spec in specs(data).items():
+        if part in SPLITS:
+            paths = files.expand(spec, f"data.{part}")
+        else:
+            paths = files.expand(spec, "data.mix")
+            for path in mixed.intersection(paths):
+                raise DataError(
+                    f"data.mix: {path} is in two of the sets.", "Name it once, with both shares."
+                )
+            mixed.update(paths)
+        found[part] = source.scan(paths)
     return found
 
 
@@ -116,7 +138,7 @@ def detect(config: RunConfig) -> tuple[str, str]:
         ConfigError: Several or none fit, or the set ones do not go together.
         DataError: The training files cannot be read.
     """
-    format_name = config.data.format or _detect_format(config)
+    format_name = config.data.format or detect_format(config)
     form = plugin.formats()[format_name]
     columns_of(form, config.data)
     if config.task is None:
@@ -152,15 +174,27 @@ def _check_conversation_keys(data: DataConfig, task: Task) -> None:
             )
 
 
-def _detect_format(config: RunConfig) -> str:
-    rows = _first_rows(config.data)
+def detect_format(config: RunConfig) -> str:
+    """Return the name of the one format that the first rows of `data.train` have.
+
+    Args:
+        config: The configuration; a task in it rules formats out.
+
+    Returns:
+        The format.
+
+    Raises:
+        ConfigError: Several or none fit.
+        DataError: The files cannot be read.
+    """
+    rows = first_rows(config.data)
     kinds = None if config.task is None else plugin.tasks()[config.task.name].rows
     forms = [form for form in plugin.formats().values() if kinds is None or form.row in kinds]
     able = [form for form in forms if set(config.data.columns) <= set(form.columns)]
     found = fitting(rows, able, config.data)
     if not found and config.task is not None:
         # The task rules out what detection must tell apart, such as classes 1 to 5 from scores.
-        found = [form.name for form in able if _readable(rows, form, config.data)]
+        found = [form.name for form in able if readable(rows, form, config.data)]
     if len(found) == 1:
         return found[0]
     if not found:
@@ -221,8 +255,8 @@ def fitting(
     return [name for name in used if not any(used[name] < other for other in used.values())]
 
 
-def _readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig) -> bool:
-    """Say whether a format reads any of the rows, with what is to be learnt."""
+def readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig) -> bool:
+    """Return whether a format reads any of the rows, with what is to be learnt."""
     columns = columns_of(form, data)
     for row in rows:
         with contextlib.suppress(UnusableRow):
@@ -231,9 +265,9 @@ def _readable(rows: Sequence[Mapping[str, Any]], form: Format, data: DataConfig)
     return False
 
 
-def _first_rows(data: DataConfig) -> list[dict[str, Any]]:
-    """Return the rows at the beginning of the first chunk that begins with any."""
-    paths, error = files.expand(data.train, "data.train"), ""
+def first_rows(data: DataConfig, key: str = "data.train") -> list[dict[str, Any]]:
+    """Return rows of `data.train`, called `key` in messages: the first chunk's that holds any."""
+    paths, error = files.expand(data.train, key), ""
     for path in paths:
         for chunk in source.scan([path])[0].chunks:
             raw = list(islice(read_chunk(chunk), _ROWS_TO_DETECT))

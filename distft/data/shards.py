@@ -96,7 +96,7 @@ class Sample:
 
 
 class ShardWriter:
-    """Writes one split in the order samples come; ids are 0 to rows - 1."""
+    """Writes one split, or one training set of several, in the order samples come."""
 
     def __init__(
         self,
@@ -105,7 +105,9 @@ class ShardWriter:
         task: Task,
         classes: int,
         begun: tuple[SplitInfo, int] | None = None,
+        after: ShardWriter | None = None,
     ) -> None:
+        self._after = after
         self._root = root
         self._split = split
         self._task = task
@@ -119,6 +121,12 @@ class ShardWriter:
         self._shard_tokens = 0
         self.finished = self._info.model_copy(deep=True)
         """What the finished shards hold; `place` is that of the last row in them."""
+
+    @property
+    def end(self) -> int:
+        """Id after that of the last sample taken; the first is 0, or where the set before ends."""
+        first = self._after.end if self._after else 0
+        return first + self._info.rows + self._waiting_rows
 
     def add(self, table: pa.Table) -> bool:
         """Take the next samples; whole row groups are written at once.
@@ -157,10 +165,11 @@ class ShardWriter:
         self._waiting_rows -= rows
 
     def _write_group(self, group: pa.Table) -> None:
-        first = self._info.rows
+        before = self._after.end if self._after else 0
+        first = before + self._info.rows
         lengths = pc.list_value_length(group["input_ids"]).cast(pa.int32())
         self._count(group, lengths)
-        ids = pa.array(range(first, self._info.rows), pa.int64())
+        ids = pa.array(range(first, first + group.num_rows), pa.int64())
         columns = [ids, group["input_ids"], group["labels"], lengths, group["second"]]
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._path(), self._schema, compression="zstd")

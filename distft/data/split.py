@@ -12,6 +12,9 @@ import numpy as np
 Split = Literal["train", "eval", "test"]
 SPLITS: tuple[Split, ...] = ("train", "eval", "test")
 
+Part = str
+"""What named a row's file: one of SPLITS, or `mix1`, `mix2`, ... for the sets of `data.mix`."""
+
 FATES = (
     "unusable",
     *SPLITS,
@@ -28,6 +31,8 @@ position here, one byte a row."""
 UNUSABLE, TRAIN, EVAL, TEST, DUPLICATE, ALSO_IN_EVAL, ALSO_IN_TEST, BEYOND = range(8)
 NEAR_DUPLICATE, NEAR_EVAL, NEAR_TEST = range(8, len(FATES))
 
+_MIXED = "mix"
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -40,7 +45,33 @@ class Candidates:
     names: Sequence[str]
     """Of the strata; where there is none, a single empty one."""
     origins: np.ndarray
-    """uint8, TRAIN, EVAL or TEST: which setting named the row's file."""
+    """uint8, the `code_of` the part that named the row's file."""
+
+
+def code_of(part: Part) -> int:
+    """Return the number of a part.
+
+    Args:
+        part: What named a row's file.
+
+    Returns:
+        Of a split its fate; those of mixed sets follow.
+    """
+    if part.startswith(_MIXED):
+        return len(SPLITS) + int(part.removeprefix(_MIXED))
+    return TRAIN + SPLITS.index(part)
+
+
+def parts_of(sets: int) -> list[Part]:
+    """Return all parts, in the order of their codes.
+
+    Args:
+        sets: How many `data.mix` names.
+
+    Returns:
+        The splits, then the mixed sets.
+    """
+    return [*SPLITS, *(f"{_MIXED}{number}" for number in range(1, sets + 1))]
 
 
 def assign(
@@ -53,6 +84,8 @@ def assign(
 
     Rows of a test file win over those of an eval file, these over train. With shares, the first
     of equal inputs among the train files stays; without, their repetitions are the user's wish.
+    Mixed sets are trained on, each by the same rules; they never change what eval and test hold,
+    and may repeat one another and the train files: naming both is the user's wish.
 
     Args:
         rows: All usable rows, in file order.
@@ -65,25 +98,34 @@ def assign(
     Returns:
         One fate per row, in order; uint8.
     """
-    fates = rows.origins.copy()
+    fates = np.where(rows.origins > len(SPLITS), np.uint8(TRAIN), rows.origins)
     if not len(fates):
         return fates
     order, groups = _groups(rows.keys)
-    in_test, in_eval = (np.zeros(len(fates), bool) for _ in range(2))
-    for found, origin in ((in_test, TEST), (in_eval, EVAL)):
-        held = np.bincount(groups, rows.origins[order] == origin) > 0
-        found[order] = held[groups]
+    in_test, in_eval = (_held(order, groups, rows.origins == each) for each in (TEST, EVAL))
     fates[in_test & (rows.origins != TEST)] = ALSO_IN_TEST
-    fates[in_eval & ~in_test & (rows.origins == TRAIN)] = ALSO_IN_EVAL
+    fates[in_eval & (fates == TRAIN)] = ALSO_IN_EVAL
     if shares:
-        # The sort is stable: of equal keys that of a train file which stands first in the files.
-        mine = fates[order] == TRAIN
-        again = np.diff(groups[mine], prepend=-1) == 0
-        fates[order[mine][again]] = DUPLICATE
+        for part in np.unique(rows.origins[fates == TRAIN]):
+            # The sort is stable: of equal keys that which stands first in the files.
+            mine = ((fates == TRAIN) & (rows.origins == part))[order]
+            again = np.diff(groups[mine], prepend=-1) == 0
+            fates[order[mine][again]] = DUPLICATE
     mark_near(fates)
     if shares:
-        _share_out(rows, np.flatnonzero(fates == TRAIN), shares, seed, fates)
+        pool = np.flatnonzero((fates == TRAIN) & (rows.origins == TRAIN))
+        _share_out(rows, pool, shares, seed, fates)
+        mixed = (fates == TRAIN) & (rows.origins > len(SPLITS))
+        for drawn, fate in ((TEST, ALSO_IN_TEST), (EVAL, ALSO_IN_EVAL)):
+            fates[mixed & _held(order, groups, fates == drawn)] = fate
     return fates
+
+
+def _held(order: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return for each row whether a row of the same key is chosen."""
+    found = np.zeros(len(chosen), bool)
+    found[order] = (np.bincount(groups, chosen[order]) > 0)[groups]
+    return found
 
 
 def _groups(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -219,6 +219,21 @@ def data(document: Document) -> Section:
         for split in run["data"]["rows"]
     ]
     tables = [Table("Rows and tokens after cleaning", ["split", "rows", "tokens"], rows)]
+    sets = [
+        [
+            words(one["name"]),
+            cell(document, pointer("plan", "mix", i, "share"), percent),
+            cell(document, pointer("plan", "mix", i, "rows")),
+            cell(document, pointer("plan", "mix", i, "passes")),
+        ]
+        for i, one in enumerate(plan.get("mix") or ())
+    ]
+    if sets:
+        note = (
+            "A pass is one time through the rows of a set. Together the sets are the split train."
+        )
+        head = ["set", "share of the samples", "rows", "passes"]
+        tables.append(Table("Training sets", head, sets, note))
     facts = [
         [words(name), cell(document, f"/plan/{key}")]
         for name, key in (

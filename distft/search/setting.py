@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from distft import plugin
+from distft.batch_sizes import batch_sizes
 from distft.capacity import Capacity
 from distft.config import RunConfig
 from distft.data.manifest import Manifest
+from distft.data.mix import Mix
 from distft.data.stats import DataStats
 from distft.errors import ConfigError, PlanError
-from distft.plan import Plan, batch_sizes, make_plan
+from distft.plan import Plan, make_plan
 from distft.search.policy import DEFAULT, Policy, for_budget
 from distft.space import Limit, parse_limit
 
@@ -118,10 +120,11 @@ class Setting:
     @property
     def full_samples(self) -> int:
         """Training samples of the winner."""
-        rows, train = self.stats.rows["train"], self.config.train
+        train = self.config.train
         if train.max_steps is not None:
             return train.max_steps * self.global_batch_size
-        return math.ceil(train.num_train_epochs * rows)
+        rows = (self.stats.rows["train"], *self.stats.mixed_rows)
+        return Mix(rows, self.config.data.mix_shares).samples(train.num_train_epochs)
 
     @property
     def trial_samples(self) -> int:
@@ -228,12 +231,6 @@ def rung_steps(plan: Plan, rung_samples: Sequence[float]) -> list[int]:
     Returns:
         The first steps that reach them, rising; the trial's last step is none.
     """
-    steps = []
-    for wanted in rung_samples:
-        # The last step of an epoch may be short, so samples are not steps times their size.
-        epochs, rest = divmod(wanted, plan.rows["train"])
-        step = int(epochs) * plan.steps_per_epoch + math.ceil(
-            round(rest / plan.global_batch_size, 6)
-        )
-        steps.append(max(1, step))
+    size = plan.global_batch_size
+    steps = [max(1, plan.sets.steps_to(wanted, size)) for wanted in rung_samples]
     return sorted({step for step in steps if step < plan.total_steps})

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from distft import hf, plugin
 from distft.config import RunConfig
 from distft.config_file import parse
+from distft.data import sets
 from distft.data.manifest import Manifest, load_manifest
 from distft.data.order import StepPlan, plan_steps
 from distft.data.pack import Budget
@@ -94,6 +95,8 @@ def make_job(
             rank=rank,
             start_step=start,
             total_steps=plan.total_steps,
+            mix=sets.mix_of(manifest, config.data.mix_shares),
+            total_samples=plan.total_samples if config.data.mix else None,
         )
         return read(reader, plans)
 
@@ -125,8 +128,8 @@ def _budget(plan: Plan, task: Task, row_tokens: int | None) -> Budget:
 
 
 def _loss_settings(config: RunConfig, task: Task, manifest: Manifest) -> LossSettings:
-    train = manifest.splits["train"]
-    weights = task.class_weights(config.task, manifest.labels, train.label_counts, train.rows)
+    counts, rows = sets.label_counts(manifest, config.data.mix_shares)
+    weights = task.class_weights(config.task, manifest.labels, counts, rows)
     return LossSettings(
         label_smoothing=config.train.label_smoothing_factor,
         class_weights=None if weights is None else torch.tensor(weights),

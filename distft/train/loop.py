@@ -76,7 +76,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
                 "step": position.step,
                 "samples": position.samples,
                 "tokens": position.tokens,
-                "epoch": position.step / job.plan.steps_per_epoch,
+                "epoch": position.samples / job.plan.sets.samples(1),
                 "loss": loss,
                 "learning_rate": rate,
                 "grad_norm": norm,

@@ -11,6 +11,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from distft import hf, plugin, run_dir, training
+from distft.batch_sizes import batch_sizes
 from distft.capacity import local_capacity
 from distft.config import RunConfig
 from distft.config_file import parse
@@ -19,7 +20,7 @@ from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_ma
 from distft.data.shards import ShardWriter, encoded_schema, read_steps
 from distft.data.stats import stats_of
 from distft.launch import preflight
-from distft.plan import Plan, batch_sizes, make_plan
+from distft.plan import Plan, make_plan
 from distft.plugin import EncodeContext, Row
 from distft.records import RunRecord
 from distft.train.job import Order, make_engine, make_job

@@ -17,7 +17,8 @@ from distft.config import RunConfig
 from distft.config_file import parse
 from distft.config_sections import DataConfig, ModelConfig
 from distft.data import source, stats
-from distft.data.assign import Dropped, Survey, decide, labels_of
+from distft.data.assign import Dropped, Survey, decide
+from distft.data.labels import labels_of
 from distft.data.resolve import detect
 from distft.data.split import FATES
 from distft.data.stats import sample_stats
@@ -94,6 +95,42 @@ def test_a_row_of_a_test_file_stays_there_and_its_class_is_refused() -> None:
     assert [len(codes) for codes in survey.codes()] == [20, 0, 1]
     with pytest.raises(DataError, match=r"s\.jsonl:1: label 'B-ODD' in the test rows is never"):
         labels_of(survey, tasks()["token_cls"], settings)
+
+
+def test_a_cap_is_for_data_train_and_mixed_classes_are_trained_on() -> None:
+    survey = Survey()
+    survey.begin("t.jsonl", "train")
+    for i in range(40):
+        survey.add(i + 1, key_of(str(i)), "ab"[i % 2], ["ab"[i % 2]])
+    survey.begin("s.jsonl", "test")
+    survey.add(1, key_of("held out"), "c", ["c"])
+    survey.begin("g.jsonl", "mix1")
+    for i in range(30):
+        survey.add(i + 1, key_of(f"g{i % 20}"), "c", ["c"])
+    settings = DataConfig(train="t.jsonl", test="s.jsonl", max_samples=10, mix={"g.jsonl": 0.5})
+    dropped = Dropped()
+    decide(survey, settings, 0, dropped)
+    found = names(survey)
+    assert (found[:40].count("train"), found[:40].count("eval")) == (10, 4)
+    assert found[41:] == ["train"] * 20 + ["duplicate"] * 10
+    assert survey.codes()[2] == bytes([4] * 20 + [0] * 10)
+    assert dropped.counts == {"beyond_max_samples": 26, "duplicate": 10}
+    assert labels_of(survey, tasks()["seq_cls"], settings) == ["a", "b", "c"]
+
+
+def test_a_mixed_set_that_leaves_nothing_is_refused() -> None:
+    survey = Survey()
+    survey.begin("t.jsonl", "train")
+    for i in range(10):
+        survey.add(i + 1, key_of(str(i)), "")
+    survey.begin("s.jsonl", "test")
+    survey.add(1, key_of("held out"), "")
+    survey.begin("g.jsonl", "mix1")
+    survey.add(1, key_of("held out"), "")
+    settings = DataConfig(train="t.jsonl", test="s.jsonl", mix={"g.jsonl": 0.5})
+    said = r"data\.mix: g\.jsonl holds no usable row\. 1 rows were dropped; 1 of them: also_in_test"
+    with pytest.raises(DataError, match=said):
+        decide(survey, settings, 0, Dropped())
 
 
 def test_a_split_may_lack_classes_that_training_has(tmp_path: Path, tiny_bert: Path) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     ("report", "export", "predict", "search"),
     ("launch",),
     ("train",),
-    ("data", "plan", "run_dir"),
+    ("data", "plan", "run_dir", "batch_sizes"),
     ("states",),
     ("hf", "adapter", "assets", "capacity", "gguf"),
     ("compat",),

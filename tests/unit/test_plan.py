@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distft.batch_sizes import batch_sizes
 from distft.capacity import GIB, Capacity, shape_capacity, size_text
 from distft.config_file import parse
 from distft.config_sections import ShapeConfig
 from distft.data.stats import DataStats
 from distft.errors import ConfigError, PlanError
-from distft.plan import Plan, batch_sizes, make_plan
+from distft.plan import Plan, make_plan
 
 PARAMS = 2 * 258 * 32 + 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32) + 32
 """Of the tiny Llama: embeddings and output layer, two blocks, the last norm."""
@@ -46,8 +48,15 @@ def config_with(sections: dict[str, Any], model: str = "m") -> Any:
 def plan(chat_llama: Path) -> Any:
     """Settings by dotted key; rows, capacity -> plan."""
 
-    def make(settings: dict[str, Any] | None = None, *, rows: int = 100, **capacity: Any) -> Plan:
-        stats = DataStats({"train": rows, "eval": 9, "test": 8}, 20.0, 50, [], exact=True)
+    def make(
+        settings: dict[str, Any] | None = None,
+        *,
+        rows: int = 100,
+        mixed: Sequence[int] = (),
+        **capacity: Any,
+    ) -> Plan:
+        counts = {"train": rows, "eval": 9, "test": 8}
+        stats = DataStats(counts, 20.0, 50, [], exact=True, mixed_rows=mixed)
         has = {"nodes": 1, "cpus": 4, "memory_bytes": GIB, "gpus": 0, "gpu_memory_bytes": 0}
         return make_plan(
             config_with(settings or {}, str(chat_llama)),
@@ -284,6 +293,28 @@ def test_length(plan: Any, train: dict[str, Any], steps: int, samples: int) -> N
     made = plan({f"train.{key}": value for key, value in train.items()})
     assert (made.steps_per_epoch, made.total_steps, made.total_samples) == (7, steps, samples)
     assert ("train.max_steps" in made.reasons) == ("max_steps" not in train)
+
+
+def test_mixed_sets_lengthen_a_pass_and_are_shown_with_what_is_repeated(plan: Any) -> None:
+    mix = {"data.mix": {"g.jsonl": 0.2, "h.jsonl": 0.1}}
+    made = plan(mix, mixed=[1000, 5])
+    # 300 of 10 in 7 samples; no step is short but the last.
+    assert (made.steps_per_epoch, made.total_steps, made.total_samples) == (9, 27, 428)
+    assert [(one.name, one.share) for one in made.mix] == [
+        ("data.train", 0.7),
+        ("g.jsonl", 0.2),
+        ("h.jsonl", 0.1),
+    ]
+    assert made.mix[0].passes == 3.0
+    assert made.sets.taken(made.total_samples)[0] == 300
+    assert made.notes == [made.mix[2].warning()]
+    shown = made.render()
+    assert "mix        20 % of the samples from g.jsonl: 1,000 rows, 0.086 passes" in shown
+    assert "note: the rows of h.jsonl are passed over 8.4 times" in shown
+    assert "mix  " not in plan().render()
+    short = plan({**mix, "train.max_steps": 2}, mixed=[1000, 5])
+    assert (short.total_steps, short.total_samples) == (2, 32)
+    assert not short.notes
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,21 @@ def test_rows_left_out_are_counted_with_their_reason(done: Path) -> None:
     assert "| dropped: its text stands in another split | 41 |" in markdown
 
 
+def test_mixed_sets_are_shown_with_share_rows_and_passes(done: Path) -> None:
+    assert "Training sets" not in report(done)[1]
+    plan = json.loads((done / "plan.json").read_text())
+    shares = {"data.train": (0.7, 2972, 3.0), "general|2.jsonl": (0.3, 61, 62.6)}
+    keys = ("share", "rows", "passes")
+    plan["mix"] = [
+        {"name": name, **dict(zip(keys, values, strict=True))} for name, values in shares.items()
+    ]
+    write_json(done / "plan.json", plan)
+    _, markdown, _ = report(done)
+    assert "### Training sets" in markdown
+    assert "| data.train | 70.0 % | 2,972 | 3.000 |" in markdown
+    assert r"| general\|2.jsonl | 30.0 % | 61 | 62.60 |" in markdown
+
+
 def test_commands_survive_a_shell(tmp_path: Path) -> None:
     folder = tmp_path / "my runs; rm x" / "quickstart"
     write_run(folder)

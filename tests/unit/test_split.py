@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distft.data import split
-from distft.data.split import FATES, SPLITS, Candidates, quotas
+from distft.data.split import FATES, Candidates, code_of, parts_of, quotas
 from distft.data.survey import key_of
 
 SHARES = {"eval": 0.1, "test": 0.1}
@@ -29,7 +29,7 @@ def assign(rows: Sequence[Row], shares: dict[str, float], seed: int) -> list[str
     names = sorted({row.stratum for row in rows})
     keys = np.frombuffer(b"".join(key_of(row.key) for row in rows), ">u8").astype(np.uint64)
     strata = np.array([names.index(row.stratum) for row in rows], np.int32)
-    origins = np.array([1 + SPLITS.index(row.origin) for row in rows], np.uint8)
+    origins = np.array([code_of(row.origin) for row in rows], np.uint8)
     found = split.assign(Candidates(keys.reshape(-1, 2), strata, names, origins), shares, seed)
     return [FATES[fate] for fate in found]
 
@@ -99,6 +99,41 @@ def test_the_split_does_not_depend_on_the_order_of_rows() -> None:
     turned = rows[::-1]
     assert dict(zip((r.key for r in turned), assign(turned, SHARES, 5), strict=True)) == fates
     assert list(fates.values()) != assign(rows, SHARES, 6)
+
+
+def test_parts_are_numbered_in_order() -> None:
+    assert parts_of(2) == ["train", "eval", "test", "mix1", "mix2"]
+    assert [code_of(part) for part in parts_of(12)] == list(range(1, 16))
+
+
+keys = st.lists(st.integers(0, 30).map(str), min_size=1, max_size=60)
+
+
+@given(mine=keys, one=keys, other=keys, seed=st.integers(0, 3), by_share=st.booleans())
+def test_mixed_sets_change_no_split_and_train_on_nothing_that_is_held_out(
+    mine: list[str], one: list[str], other: list[str], seed: int, by_share: bool
+) -> None:
+    rows = [train(key) for key in mine]
+    shares = {"eval": 0.2, "test": 0.2} if by_share else {}
+    if not by_share:
+        rows += [Row("1", origin="eval"), Row("2", origin="eval"), Row("3", origin="test")]
+    alone = assign(rows, shares, seed)
+    mixed = [*(Row(key, "", "mix1") for key in one), *(Row(key, "", "mix2") for key in other)]
+    fates = assign([*rows, *mixed], shares, seed)
+    assert fates[: len(rows)] == alone
+    held = {fate: {r.key for r, f in zip(rows, alone, strict=True) if f == fate} for fate in alone}
+    seen: set[tuple[str, str]] = set()
+    for row, fate in zip(mixed, fates[len(rows) :], strict=True):
+        again = by_share and (row.origin, row.key) in seen
+        seen.add((row.origin, row.key))
+        possible = {
+            "also_in_test": row.key in held.get("test", ()),
+            "also_in_eval": row.key in held.get("eval", ()),
+            "duplicate": again,
+            # A row of data.train or of another set may stand in this one, too.
+            "train": not again and not any(row.key in held.get(s, ()) for s in ("eval", "test")),
+        }
+        assert possible[fate]
 
 
 def test_files_test_wins_over_eval_over_train() -> None:
