@@ -16,15 +16,15 @@ import pyarrow.parquet as pq
 
 from distft import plugin
 from distft.data.manifest import Manifest, Shard, SplitInfo, file_sha256, load_manifest
-from distft.data.order import StepPlan
+from distft.data.order import WINDOW, StepPlan
 from distft.plugin import Task
 
 GROUP_ROWS = 256
 SHARD_ROWS = 65_536
 SHARD_TOKENS = 16 << 20
 """A shard ends where either is reached: what an interruption can lose is bounded."""
-CACHE_BYTES = 512 << 20
-"""Decoded row groups one process keeps; a window of the order holds 64 of them."""
+CACHE_BYTES, CACHE_GROUPS = 512 << 20, 3 * WINDOW
+"""Decoded row groups one process keeps: those of a window of the order, and of mixed sets' too."""
 
 
 def schema(task: Task) -> pa.Schema:
@@ -246,10 +246,10 @@ class _Group:
 
 
 class _GroupCache:
-    """Least recently used decoded row groups of this process, bounded in bytes."""
+    """Least recently used decoded row groups of this process, bounded in bytes and number."""
 
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
+    def __init__(self, limit_bytes: int, limit_groups: int) -> None:
+        self.limit_bytes, self.limit_groups = limit_bytes, limit_groups
         self.size_bytes = 0
         self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
         self._lock = threading.Lock()
@@ -262,13 +262,15 @@ class _GroupCache:
                 group = _decode(file, number)
                 self._groups[key] = group
                 self.size_bytes += group.size_bytes
-                while self.size_bytes > self.limit_bytes and len(self._groups) > 1:
+                while len(self._groups) > 1 and (
+                    self.size_bytes > self.limit_bytes or len(self._groups) > self.limit_groups
+                ):
                     self.size_bytes -= self._groups.popitem(last=False)[1].size_bytes
             self._groups.move_to_end(key)
             return group
 
 
-_CACHE = _GroupCache(CACHE_BYTES)
+_CACHE = _GroupCache(CACHE_BYTES, CACHE_GROUPS)
 
 
 def _decode(file: pq.ParquetFile, number: int) -> _Group:

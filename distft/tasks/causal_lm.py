@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -31,11 +32,18 @@ class CausalLmConfig(VariantConfig):
     """Longest continuation `distft predict` generates, in tokens."""
 
 
+@lru_cache(maxsize=1)
+def _end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    # transformers looks it up anew for every row, a tenth of the time that a short one takes.
+    end: int | None = tokenizer.eos_token_id
+    return end
+
+
 def _finish(
     row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
 ) -> Encoded:
     ids = list(tokens.ids)
-    end = tokenizer.eos_token_id
+    end = _end(tokenizer)
     # Where texts end is learnt too; most tokenizers leave the mark to the caller.
     if end is not None and ids[-1:] != [end]:
         ids.append(end)

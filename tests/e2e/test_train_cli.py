@@ -45,6 +45,7 @@ TRAIN_KEYS = {
     "grad_norm",
     "tokens_per_s",
     "data_wait",
+    "padding",
 }
 
 

@@ -100,12 +100,13 @@ def test_files_hold_the_documented_columns(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_shards")
 def test_the_cache_stays_within_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = module._GroupCache(limit_bytes=1500)
+    cache = module._GroupCache(limit_bytes=1500, limit_groups=9)
     monkeypatch.setattr(module, "_CACHE", cache)
     reader = SplitReader(tmp_path, make(tmp_path, 200), "train")
     for i in [*range(200), *range(0, 200, 16)]:
         assert reader.read([i])[0].input_ids[0] == i
         assert cache.size_bytes <= 1500
+        assert len(cache._groups) <= 9
     held = sum(group.size_bytes for group in cache._groups.values())
     assert cache.size_bytes == held > 0
 
