@@ -179,7 +179,9 @@ def _make(
 def _survey(job: Job) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
-    how = {"fn_args": (job,), "compute": ray.data.TaskPoolStrategy(size=_cpus())}
+    # Ray warns of more processes than there is work for.
+    size = max(1, min(len(job.chunks), _cpus()))
+    how = {"fn_args": (job,), "compute": ray.data.TaskPoolStrategy(size=size)}
     for table in _run(survey_chunks, how, [(i, b"") for i in range(len(job.chunks))]):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
