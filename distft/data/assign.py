@@ -296,7 +296,8 @@ def decide(survey: Survey, data: DataConfig, seed: int, dropped: Dropped) -> Non
     survey.fates[usable] = assign(candidates, resolve.shares(data), seed, near.mark)
     for row, like in near.likes.items():
         survey.cleaning.near(survey.place(int(usable[row])), survey.place(int(usable[like])))
-    mine = survey.origins() == TRAIN
+    origins = survey.origins()
+    mine = origins == TRAIN
     _train_every_class(survey, mine)
     if data.max_samples is not None:
         trained = np.flatnonzero(mine & (survey.fates == TRAIN))
@@ -305,7 +306,7 @@ def decide(survey: Survey, data: DataConfig, seed: int, dropped: Dropped) -> Non
     dropped.take(survey, out)
     for part in dict.fromkeys([*SPLITS, *(chunk.origin for chunk in survey.chunks)]):
         _check_any(part, survey)
-    counts = np.bincount(survey.fates[survey.origins() <= len(SPLITS)], minlength=len(FATES))
+    counts = np.bincount(survey.fates[origins <= len(SPLITS)], minlength=len(FATES))
     check_not_empty(dict(zip(SPLITS, counts.tolist()[TRAIN:], strict=False)), dropped)
 
 

@@ -63,8 +63,9 @@ def micro_batches(
     else:
         rows = pack(sizes.tolist(), budget.row_tokens, at_least=world_size)
     filled = np.array([int(sizes[row].sum()) for row in rows])
-    rows = [rows[i] for i in np.argsort(-filled, kind="stable")]
-    cuts = _cut(-np.sort(-filled), budget, world_size)
+    falling = np.argsort(-filled, kind="stable")
+    rows = [rows[i] for i in falling]
+    cuts = _cut(filled[falling], budget, world_size)
     return [
         [
             MicroBatch(

@@ -123,10 +123,14 @@ class ShardWriter:
         """What the finished shards hold; `place` is that of the last row in them."""
 
     @property
+    def first(self) -> int:
+        """Id of the first sample: 0, or where the set before ends."""
+        return self._after.end if self._after else 0
+
+    @property
     def end(self) -> int:
-        """Id after that of the last sample taken; the first is 0, or where the set before ends."""
-        first = self._after.end if self._after else 0
-        return first + self._info.rows + self._waiting_rows
+        """Id after that of the last sample taken."""
+        return self.first + self._info.rows + self._waiting_rows
 
     def add(self, table: pa.Table) -> bool:
         """Take the next samples; whole row groups are written at once.
@@ -165,8 +169,7 @@ class ShardWriter:
         self._waiting_rows -= rows
 
     def _write_group(self, group: pa.Table) -> None:
-        before = self._after.end if self._after else 0
-        first = before + self._info.rows
+        first = self.first + self._info.rows
         lengths = pc.list_value_length(group["input_ids"]).cast(pa.int32())
         self._count(group, lengths)
         ids = pa.array(range(first, first + group.num_rows), pa.int64())
