@@ -15,7 +15,7 @@ from distft import languages, masking
 from distft.config_sections import CleanConfig
 from distft.plugin import Row, UnusableRow
 
-Part = list[str]
+Words = list[str]
 """One text of a row: the text alone, or a sentence's words."""
 
 # Kept: tab and line feed, the joiners of Persian, Indic scripts and emoji (U+200C, U+200D), and
@@ -76,8 +76,8 @@ def clean_row(row: Row, config: CleanConfig, *, filters: bool) -> tuple[Row, tup
     Raises:
         CleanedOut: A text of it is empty after cleaning, or a filter leaves the row out.
     """
-    parts = first = parts_of(row)
-    found: list[tuple[str, list[Part], list[Part]]] = []
+    parts = first = texts_of(row)
+    found: list[tuple[str, list[Words], list[Words]]] = []
     for step, change in _steps(config):
         changed = [change(part) for part in parts]
         if changed != parts:
@@ -93,7 +93,7 @@ def clean_row(row: Row, config: CleanConfig, *, filters: bool) -> tuple[Row, tup
     return (_rebuilt(row, parts) if found else row), tuple(changes)
 
 
-def parts_of(row: Row, *, target: bool = True) -> list[Part]:
+def texts_of(row: Row, *, target: bool = True) -> list[Words]:
     """Return the texts of a row.
 
     Args:
@@ -114,7 +114,7 @@ def parts_of(row: Row, *, target: bool = True) -> list[Part]:
 _TEXTS = ("text", "pair", "source", "target")
 
 
-def _rebuilt(row: Row, parts: Sequence[Part]) -> Row:
+def _rebuilt(row: Row, parts: Sequence[Words]) -> Row:
     if "messages" in row:
         pairs = zip(row["messages"], parts, strict=True)
         return {**row, "messages": [{**message, "content": part[0]} for message, part in pairs]}
@@ -124,8 +124,8 @@ def _rebuilt(row: Row, parts: Sequence[Part]) -> Row:
     return {**row, **{name: part[0] for name, part in zip(names, parts, strict=True)}}
 
 
-def _steps(config: CleanConfig) -> list[tuple[str, Callable[[Part], Part]]]:
-    steps: list[tuple[str, Callable[[Part], Part]]] = []
+def _steps(config: CleanConfig) -> list[tuple[str, Callable[[Words], Words]]]:
+    steps: list[tuple[str, Callable[[Words], Words]]] = []
     form, kinds, region = config.unicode, config.mask, config.phone_region
     # Characters first: what stands between a letter and its accent would keep them apart.
     if config.control_characters:
@@ -149,7 +149,7 @@ def visible(text: str) -> str:
     return _LINE_END.sub("\n", _INVISIBLE.sub("", text))
 
 
-def _filter(parts: Sequence[Part], config: CleanConfig, changes: list[Change]) -> None:
+def _filter(parts: Sequence[Words], config: CleanConfig, changes: list[Change]) -> None:
     chars = sum(len(" ".join(part)) for part in parts)
     least, most = config.min_chars, config.max_chars
     step = reason = ""
@@ -165,15 +165,15 @@ def _filter(parts: Sequence[Part], config: CleanConfig, changes: list[Change]) -
         _leave_out(step, f"{reason} (data.clean.{step})", parts, changes)
 
 
-def _leave_out(step: str, reason: str, parts: Sequence[Part], changes: Sequence[Change]) -> None:
+def _leave_out(step: str, reason: str, parts: Sequence[Words], changes: Sequence[Change]) -> None:
     raise CleanedOut(reason, [*changes, Change(step, _excerpt(_joined(parts), 0))])
 
 
-def _joined(parts: Sequence[Part]) -> str:
+def _joined(parts: Sequence[Words]) -> str:
     return "\n".join(" ".join(part) for part in parts)
 
 
-def _shown(found: Sequence[tuple[str, list[Part], list[Part]]]) -> list[Change]:
+def _shown(found: Sequence[tuple[str, list[Words], list[Words]]]) -> list[Change]:
     """Return excerpts of what each step changed.
 
     Of a row that holds something masked only the final text is shown: an address may stand in what
@@ -199,5 +199,5 @@ def _excerpt(text: str, place: int) -> str:
     return f"{head}{text[start:stop]}{tail}"
 
 
-def _blank(part: Part) -> bool:
+def _blank(part: Words) -> bool:
     return not any(word.strip() for word in part)

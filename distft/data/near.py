@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from distft.data.clean import parts_of
+from distft.data.clean import texts_of
 from distft.data.split import EVAL, NEAR_DUPLICATE, NEAR_EVAL, NEAR_TEST, TEST, TRAIN
 from distft.overlap import words
 from distft.plugin import Row
@@ -40,7 +40,7 @@ def signature(row: Row) -> bytes:
     """
     from rensa import RMinHash
 
-    text = "\n".join(" ".join(part) for part in parts_of(row, target=False))
+    text = "\n".join(" ".join(part) for part in texts_of(row, target=False))
     known = words(text)
     last = max(1, len(known) - SHINGLE_WORDS + 1)
     runs = [" ".join(known[i : i + SHINGLE_WORDS]) for i in range(last)] if known else [text]
