@@ -1,7 +1,10 @@
-"""What preparing 200,000 short documents costs beside `datasets`, from JSON lines to Parquet.
+"""What preparing short documents costs beside `datasets`, from JSON lines to Parquet.
 
     make bench PYTEST_ARGS="-k prepare"
     CASES=sft REPEATS=1 make bench PYTEST_ARGS="-k prepare"
+
+200,000 documents, where starting processes is a good part of it; a million, where it is not; and
+20,000 conversations.
 
 Three sides take turns, each in a process of its own with the same threads: `distft`, which reads
 the rows twice (the first time to look for broken ones, repetitions and classes), writes token ids,
@@ -36,8 +39,8 @@ TARGET = ROOT / "build" / "bench" / "prepare.json"
 REPEATS = int(os.environ.get("REPEATS", "3"))
 MODEL = "asset:smollm2-135m-instruct"
 CUTOFF_LEN = 512
-ROWS = {"causal_lm": 200_000, "sft": 20_000}
-TEMPLATES = {"causal_lm": None, "sft": "chatml"}
+ROWS = {"causal_lm": 200_000, "causal_lm million": 1_000_000, "sft": 20_000}
+TEMPLATES = {"causal_lm": None, "causal_lm million": None, "sft": "chatml"}
 """The template has generation blocks, by which both sides tell the answers."""
 SIDES = ("distft", "datasets", "datasets, ids only")
 CPUS = 2
@@ -63,12 +66,17 @@ def documents(count: int) -> Iterator[str]:
 def write_rows(case: str, path: Path) -> None:
     """Write a case's rows: texts, or a question and an answer of one text each."""
     with path.open("w", encoding="utf-8") as file:
-        if case == "causal_lm":
+        if task_of(case) == "causal_lm":
             rows: Iterator[Any] = ({"text": text} for text in documents(ROWS[case]))
         else:
             said = documents(2 * ROWS[case])
             rows = ({"messages": _turns(one, next(said))} for one in said)
         file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def task_of(case: str) -> str:
+    """Return the task of a case."""
+    return case.partition(" ")[0]
 
 
 def _turns(question: str, answer: str) -> list[dict[str, str]]:
@@ -88,7 +96,13 @@ def run_distft(case: str, rows: Path, folder: Path) -> dict[str, Any]:
     data = {"train": str(rows), "eval": str(held), "test": str(other), "cutoff_len": CUTOFF_LEN}
     data |= {"template": TEMPLATES[case]} if TEMPLATES[case] else {}
     config = parse(
-        {"name": "x", "output_dir": str(folder), "model": MODEL, "task": case, "data": data}
+        {
+            "name": "x",
+            "output_dir": str(folder),
+            "model": MODEL,
+            "task": task_of(case),
+            "data": data,
+        }
     )
     before_s, began = processor_s(), time.perf_counter()
     with connected(config.cluster):
@@ -132,7 +146,7 @@ def run_datasets(case: str, rows: Path, folder: Path, *, ids_only: bool) -> dict
         ]
         return {"input_ids": ids, "attention_mask": found["attention_mask"], "labels": labels}
 
-    encode: Callable[..., Any] = texts if case == "causal_lm" else conversations
+    encode: Callable[..., Any] = texts if task_of(case) == "causal_lm" else conversations
     target = folder / "rows.parquet"
     before_s, began = processor_s(), time.perf_counter()
     dataset = datasets.load_dataset(
