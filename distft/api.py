@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 def plan(config: RunConfig) -> Plan:
     """Return the plan of a run from a sample of its data; launches nothing, loads no Ray.
 
+    With `data.assumed` no data are read, with `model.shape` no files of the model.
+
     Args:
         config: The configuration.
 
@@ -32,7 +34,8 @@ def plan(config: RunConfig) -> Plan:
     """
     from distft import training
 
-    return training.planned(training.resolved(config))
+    assumed = config.data.assumed is not None
+    return training.planned(training.resolved(config, assumed=assumed), assumed=assumed)
 
 
 def preview(
@@ -103,6 +106,7 @@ def train(config: RunConfig, *, fresh: bool = False) -> RunRecord:
     """
     from distft import training
 
+    training.check_machine(config)
     config = training.resolved(config)
     return training.train(config, config.run_dir, fresh=fresh)
 
@@ -123,6 +127,7 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     """
     from distft import training, tuning
 
+    training.check_machine(config)
     return tuning.tune(training.resolved(config), fresh=fresh, plain=plain)
 
 

@@ -1,7 +1,7 @@
 """A configuration as a whole: its sections, its shorthands, and the hash of what is learnt.
 
-Every key a user may write is declared here, in `config_sections` or in the method's and task's own
-file.
+Every key a user may write is declared here, in `config_sections`, `config_tune` or in the method's
+and task's own file.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from distft.config_sections import (
     Section,
     Text,
     TrainConfig,
-    TuneConfig,
 )
+from distft.config_tune import TuneConfig
 from distft.errors import nearest
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -164,6 +164,8 @@ class RunConfig(Section):
         plain = self.dump()
         for key in ("name", "output_dir", "report_to", "cluster", "data", "tune"):
             del plain[key]
+        # What a model is planned with, and no part of it.
+        del plain["model"]["shape"]
         for key in _LEARNS_THE_SAME:
             del plain["train"][key]
         if self.data.mix:

@@ -7,7 +7,9 @@ a loaded model and of one on the meta device alike: `distft.hf` notes it on both
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from distft.plugin import Task
+
+Gather = Callable[["Sequence[nn.Parameter]"], AbstractContextManager[Any]]
+"""Makes partitioned parameters (ZeRO-3) whole while the context lasts, and writes them back."""
 
 _NEW = "_distft_new"
 """Attribute of a model: names of the parameters that its files lack."""
@@ -88,6 +93,31 @@ def note_new(model: PreTrainedModel, names: Iterable[str]) -> None:
         names: Of parameters, tied ones under any of their names.
     """
     setattr(model, _NEW, sorted(names))
+
+
+def draw_new(model: PreTrainedModel, names: Iterable[str], seed: int, gather: Gather) -> None:
+    """Draw weights that the files lack from (seed, name): the same whatever loads them, and how.
+
+    Args:
+        model: A transformers model; matrices become normal, biases 0, other vectors 1.
+        names: Of parameters.
+        seed: Of the draw.
+        gather: How to make partitioned parameters whole.
+    """
+    import torch
+
+    spread = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
+    parameters = _named(model)
+    for name in names:
+        parameter = parameters[name]
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        with gather([parameter]), torch.no_grad():
+            if parameter.dim() > 1:
+                drawn = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
+                parameter.copy_(drawn)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def trained_whole(model: PreTrainedModel, task: Task) -> list[str]:

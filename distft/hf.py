@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +14,14 @@ import torch
 import transformers
 from torch import nn
 
-from distft import adapter, assets, chat, heads, virtual_tokens
+from distft import adapter, assets, chat, heads, shape, virtual_tokens
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
+from distft.heads import Gather
 from distft.plugin import Quantization, Task
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
-"""Makes partitioned parameters (ZeRO-3) whole while the context lasts, and writes them back."""
 
 
 def model_path(model: ModelConfig) -> str:
@@ -82,25 +78,31 @@ def load_tokenizer(model: ModelConfig, template: str | None = None) -> PreTraine
     return tokenizer
 
 
-def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[str] = ()) -> Any:
+def load_config(
+    model: ModelConfig,
+    task: Task | None = None,
+    labels: Sequence[str] = (),
+    *,
+    stated: bool = False,
+) -> Any:
     """Return the model's configuration with labels and dropout set.
 
     Args:
         model: Which model.
         task: The task whose head it gets; None leaves the labels alone.
         labels: Class names in id order.
+        stated: Take `model.shape` where there is one, and read no file.
 
     Returns:
         A transformers configuration.
 
     Raises:
-        ConfigError: There is none to load.
+        ConfigError: There is none to load, or it is not what `model.shape` states.
     """
-    path = model_path(model)
-    with _explained(model):
-        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
-            path, revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+    if stated and model.shape is not None:
+        config = shape.configuration(model.shape)
+    else:
+        config = _read_config(model)
     if task is not None and task.num_outputs is not None:
         config.num_labels = task.num_outputs
     if task is not None and task.labels == "vector":
@@ -113,6 +115,16 @@ def load_config(model: ModelConfig, task: Task | None = None, labels: Sequence[s
         for key, value in config.to_dict().items():
             if ("dropout" in key or key.endswith("_pdrop")) and isinstance(value, float):
                 setattr(config, key, model.dropout)
+    return config
+
+
+def _read_config(model: ModelConfig) -> PretrainedConfig:
+    path = model_path(model)
+    with _explained(model):
+        config: PretrainedConfig = transformers.AutoConfig.from_pretrained(
+            path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    shape.check(model, config)
     if config.get_text_config().pad_token_id is None:
         config.get_text_config().pad_token_id = load_tokenizer(model).pad_token_id
     return config
@@ -140,16 +152,17 @@ def decoder_start_id(model: ModelConfig) -> int:
     return int(start)
 
 
-def max_positions(model: ModelConfig) -> int | None:
+def max_positions(model: ModelConfig, *, stated: bool = False) -> int | None:
     """Return the longest sequence the model takes, in tokens; None where it has no limit.
 
     Args:
         model: Which model.
+        stated: Take `model.shape` where there is one, and read no file.
 
     Returns:
         Its number of positions, without those its architecture reserves.
     """
-    config = load_config(model)
+    config = load_config(model, stated=stated)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:
         return None
@@ -161,7 +174,8 @@ def max_positions(model: ModelConfig) -> int | None:
 def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrainedModel:
     """Return the model with shapes and no memory, for counting.
 
-    Its files are looked into only where what they hold changes the count.
+    Its files are looked into only where what they hold changes the count; with `model.shape`
+    there need be none.
 
     Args:
         model: Which model.
@@ -175,8 +189,9 @@ def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrai
         ConfigError: There is none to load.
         TrainError: Weights of the pre-trained body are missing from the files.
     """
-    config = load_config(model, task, labels)
-    with torch.device("meta"):
+    quiet()
+    config = load_config(model, task, labels, stated=True)
+    with _explained(model), torch.device("meta"):
         built: PreTrainedModel = _auto(task).from_config(
             config, dtype=_dtype(model), trust_remote_code=model.trust_remote_code
         )
@@ -220,7 +235,7 @@ def load_model(
     quantized = _quantized(model, task, labels, quantization)
     loaded, lacked = _from_files(model, task, config, **quantized)
     new = _checked(model, loaded, lacked, task)
-    _draw_new_weights(loaded, new, seed, gather)
+    heads.draw_new(loaded, new, seed, gather)
     heads.note_new(loaded, new)
     loaded.train()
     return loaded
@@ -365,23 +380,6 @@ def _checked(
             "The files are incomplete or of another model; a run would train random weights.",
         )
     return lacked
-
-
-def _draw_new_weights(
-    model: PreTrainedModel, names: Sequence[str], seed: int, gather: Gather
-) -> None:
-    spread = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in names:
-        parameter = parameters[name]
-        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-        with gather([parameter]), torch.no_grad():
-            if parameter.dim() > 1:
-                drawn = torch.empty(parameter.shape).normal_(0.0, spread, generator=generator)
-                parameter.copy_(drawn)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 @contextlib.contextmanager

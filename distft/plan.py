@@ -232,7 +232,7 @@ def _check_positions(config: RunConfig, stats: DataStats) -> None:
         return
     from distft import hf
 
-    limit = hf.max_positions(config.model)
+    limit = hf.max_positions(config.model, stated=True)
     if limit is not None and stats.max_tokens + taken > limit:
         raise PlanError(
             f"Method {method.name} puts {taken} virtual tokens before a row of "

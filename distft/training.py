@@ -15,7 +15,7 @@ from rich.console import Console
 
 from distft import plugin, run_dir
 from distft.config import RunConfig
-from distft.errors import ConfigError, DistftError, TrainError
+from distft.errors import ConfigError, DistftError, PlanError, TrainError
 from distft.records import RunRecord, read_evaluations, read_record, write_json
 
 if TYPE_CHECKING:
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     from distft.plan import Plan
 
 
-def resolved(config: RunConfig) -> RunConfig:
+def resolved(config: RunConfig, *, assumed: bool = False) -> RunConfig:
     """Fill in the format and the task from the data, and make every path absolute.
 
     Workers of a cluster that runs already have another working directory.
 
     Args:
         config: As the user gave it.
+        assumed: Read no data: they are as `data.assumed` states.
 
     Returns:
         The configuration everything else is given.
@@ -38,9 +39,10 @@ def resolved(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: Two sets of `data.mix` are one.
     """
+    from distft.data.assumed import stated
     from distft.data.resolve import detect
 
-    format_name, task_name = detect(config)
+    format_name, task_name = stated(config) if assumed else detect(config)
     task = config.task or plugin.tasks()[task_name].config(name=task_name)
     data = {split: _absolute(getattr(config.data, split)) for split in ("train", "eval", "test")}
     mix = {_absolute(spec): share for spec, share in config.data.mix.items()}
@@ -103,6 +105,30 @@ def prepared(config: RunConfig, console: Console) -> tuple[Path, Manifest]:
     return root, manifest
 
 
+def check_machine(config: RunConfig) -> None:
+    """Check, before anything is read, that what is to be trained here was not planned for GPUs.
+
+    Args:
+        config: As the user gave it.
+
+    Raises:
+        PlanError: `cluster.shape` states graphics cards, this machine lacks them and no address
+            says where they are.
+    """
+    import torch
+
+    cluster = config.cluster
+    if cluster.address is not None or cluster.shape is None or cluster.gpus_per_worker == 0:
+        return
+    here = torch.cuda.device_count()
+    if cluster.shape.gpus and here < cluster.num_workers:
+        raise PlanError(
+            f"cluster.shape plans {cluster.num_workers} worker(s) on graphics cards; this machine "
+            f"has {here} and no cluster.address is set.",
+            "Set cluster.address to a cluster that has them; `distft plan` needs none.",
+        )
+
+
 def capacity_of(config: RunConfig) -> Capacity:
     """Return what a run may use.
 
@@ -119,22 +145,26 @@ def capacity_of(config: RunConfig) -> Capacity:
     return session.capacity(config.cluster) if shape is None else shape_capacity(shape)
 
 
-def planned(config: RunConfig) -> Plan:
+def planned(config: RunConfig, *, assumed: bool = False) -> Plan:
     """Return the plan of a run from a sample of its data; launches nothing, loads no Ray.
 
     Args:
         config: Resolved.
+        assumed: Read no data: they are as `data.assumed` states.
 
     Returns:
         Every number with its reason.
     """
     from distft.capacity import local_capacity, shape_capacity
+    from distft.data.assumed import assumed_stats
     from distft.data.stats import sample_stats
     from distft.plan import make_plan
 
     shape = config.cluster.shape
     capacity = local_capacity() if shape is None else shape_capacity(shape)
-    made = make_plan(config, sample_stats(config), capacity)
+    made = make_plan(config, (assumed_stats if assumed else sample_stats)(config), capacity)
+    if assumed:
+        made.notes.append("rows and tokens are those of data.assumed: no data were read")
     if config.cluster.address is not None and shape is None:
         made.notes.append(
             f"this is a plan for this machine; set cluster.shape to plan for the cluster at "

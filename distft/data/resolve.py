@@ -149,10 +149,10 @@ def detect(config: RunConfig) -> tuple[str, str]:
                 f"{', '.join(fitting)}.",
                 f"Name one, such as `task: {fitting[0]}`." if fitting else "",
             )
-        _check_conversation_keys(config.data, plugin.tasks()[fitting[0]])
+        check_conversation_keys(config.data, plugin.tasks()[fitting[0]])
         return format_name, fitting[0]
     task = plugin.tasks()[config.task.name]
-    _check_conversation_keys(config.data, task)
+    check_conversation_keys(config.data, task)
     if form.row not in task.rows:
         fitting = [f.name for f in plugin.formats().values() if f.row in task.rows]
         raise ConfigError(
@@ -163,7 +163,8 @@ def detect(config: RunConfig) -> tuple[str, str]:
     return format_name, task.name
 
 
-def _check_conversation_keys(data: DataConfig, task: Task) -> None:
+def check_conversation_keys(data: DataConfig, task: Task) -> None:
+    """Raise ConfigError where keys that say how conversations are written go with another task."""
     if "conversation" in task.rows:
         return
     for key in ("template", "train_on_prompt"):
@@ -281,11 +282,12 @@ def first_rows(data: DataConfig, key: str = "data.train") -> list[dict[str, Any]
     )
 
 
-def cutoff_len(config: RunConfig) -> int:
+def cutoff_len(config: RunConfig, *, stated: bool = False) -> int:
     """Return the longest sample in tokens, set or derived.
 
     Args:
         config: The configuration.
+        stated: Take `model.shape` where there is one, and read no file.
 
     Returns:
         `data.cutoff_len`, or 512 or the model's own limit, whichever is smaller.
@@ -293,7 +295,7 @@ def cutoff_len(config: RunConfig) -> int:
     Raises:
         ConfigError: It is longer than the model allows.
     """
-    limit = hf.max_positions(config.model)
+    limit = hf.max_positions(config.model, stated=stated)
     wanted = config.data.cutoff_len
     if wanted is None:
         return DEFAULT_CUTOFF_LEN if limit is None else min(DEFAULT_CUTOFF_LEN, limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from distft.config_sections import TuneConfig
+from distft.config_tune import TuneConfig
 from distft.records import TrialRecord
 
 TRIALS, WALL, GPU, SAMPLES = "trials", "wall_s", "gpu_s", "samples"

@@ -20,7 +20,7 @@ from torch import nn
 
 from distft.config import RunConfig
 from distft.config_sections import TrainConfig
-from distft.hf import Gather
+from distft.heads import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint
 from distft.train.optimizer import build_optimizer, set_rate, state_keys

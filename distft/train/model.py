@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distft import hf, plugin
+from distft import heads, hf, plugin
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
 from distft.plugin import Quantization, Task
@@ -27,7 +27,7 @@ class Load(Protocol):
         labels: Sequence[str],
         *,
         seed: int,
-        gather: hf.Gather,
+        gather: heads.Gather,
         quantization: Quantization | None,
     ) -> PreTrainedModel:
         """Return the model, the caller's own to change."""
@@ -52,7 +52,7 @@ class Pristine:
         labels: Sequence[str],
         *,
         seed: int,
-        gather: hf.Gather,
+        gather: heads.Gather,
         quantization: Quantization | None,
     ) -> PreTrainedModel:
         """Return a copy of the model, which is read from its files only when it is another one.
@@ -80,7 +80,7 @@ class Pristine:
 
 def builder(
     config: RunConfig, labels: list[str], load: Load = hf.load_model
-) -> Callable[[hf.Gather | None], nn.Module]:
+) -> Callable[[heads.Gather | None], nn.Module]:
     """Return the function an engine calls when it is ready to hold the model.
 
     Args:
@@ -93,7 +93,7 @@ def builder(
         base is drawn from the seed, the same on every rank.
     """
 
-    def build(gather: hf.Gather | None) -> nn.Module:
+    def build(gather: heads.Gather | None) -> nn.Module:
         task, method = plugin.tasks()[config.task.name], plugin.methods()[config.method.name]
         model = load(
             config.model,

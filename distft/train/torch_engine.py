@@ -10,7 +10,7 @@ from torch import nn
 
 from distft import plugin
 from distft.config import RunConfig
-from distft.hf import Gather
+from distft.heads import Gather
 from distft.plan import Plan
 from distft.train.engine import StateReader, fingerprint
 from distft.train.optimizer import build_optimizer, set_rate, state_keys

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distft.config_sections import BudgetConfig, TuneConfig
+from distft.config_tune import BudgetConfig, TuneConfig
 from distft.records import DataRecord, ModelRecord, RunRecord, TrialRecord
 from distft.search.budget import Budget, budget_of
 

@@ -24,9 +24,9 @@ LAYERS = (
     ("train",),
     ("data", "plan", "run_dir", "batch_sizes"),
     ("states",),
-    ("hf", "adapter", "assets", "capacity", "gguf"),
+    ("hf", "shape", "adapter", "assets", "capacity", "gguf"),
     ("compat",),
-    ("config", "config_file", "config_sections"),
+    ("config", "config_file", "config_sections", "config_tune"),
     ("methods", "tasks", "formats", "templates"),
     (
         *("plugin", "fields", "records", "space", "chat"),
@@ -59,7 +59,10 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rouge_score": ((), ("overlap.py",)),
     "regex": ((), ("overlap.py",)),
     "sacrebleu": ((), ("overlap.py",)),
-    "transformers": (("hf.py", "gguf.py", "train/"), ("tasks/", "methods/", "adapter.py")),
+    "transformers": (
+        ("hf.py", "shape.py", "gguf.py", "train/"),
+        ("tasks/", "methods/", "adapter.py"),
+    ),
 }
 HEAVY = ("torch", "ray", "peft", "deepspeed", "transformers", "optuna", "datasets", "pandas")
 
