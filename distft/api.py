@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
@@ -12,8 +12,11 @@ from distft.config import RunConfig
 from distft.records import RunRecord, StudyRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from distft.data.manifest import Manifest
     from distft.data.preview import Preview
+    from distft.launch.submit import Job
     from distft.plan import Plan
     from distft.search.replay import Replay
 
@@ -219,3 +222,103 @@ def report(folder: Path) -> dict[str, str]:
     from distft.report import run, study
 
     return study.build(folder) if (folder / "study.json").exists() else run.build(folder)
+
+
+def submit(
+    config: RunConfig,
+    *,
+    address: str | None = None,
+    command: Literal["train", "tune"] | None = None,
+    fresh: bool = False,
+    follow: Callable[[str], None] | None = None,
+) -> Job:
+    """Run `train` or `tune` as a job on a Ray cluster, or return the job that does.
+
+    Args:
+        config: The configuration.
+        address: See `distft.launch.submit.Jobs`; default: `cluster.address`.
+        command: Default: tune where the configuration has a section tune.
+        fresh: Delete what the run directory holds and start anew.
+        follow: Takes the job's log until it ends; default: return once it is submitted.
+
+    Returns:
+        The job.
+
+    Raises:
+        DistftError: Anything wrong or refused, or no cluster answers.
+    """
+    from distft import training
+    from distft.launch.submit import Jobs
+
+    jobs = Jobs(address or config.cluster.address)
+    command = command or ("tune" if "tune" in config.model_fields_set else "train")
+    job = jobs.submit(training.with_absolute_paths(config), command, fresh=fresh)
+    return jobs.follow(job, follow) if follow else job
+
+
+def job(word: str, *, address: str | None = None) -> Job:
+    """Return how a job stands.
+
+    Args:
+        word: Its id, or a run's name for the last attempt.
+        address: See `distft.launch.submit.Jobs`.
+
+    Returns:
+        The job.
+    """
+    from distft.launch.submit import Jobs
+
+    return Jobs(address).find(word)
+
+
+def job_logs(
+    word: str, *, address: str | None = None, follow: Callable[[str], None] | None = None
+) -> tuple[Job, str]:
+    """Return what a job has printed.
+
+    Args:
+        word: Its id, or a run's name for the last attempt.
+        address: See `distft.launch.submit.Jobs`.
+        follow: Takes the log instead, until the job ends.
+
+    Returns:
+        (the job, its log or, where it was followed, nothing).
+    """
+    from distft.launch.submit import Jobs
+
+    jobs = Jobs(address)
+    found = jobs.find(word)
+    if follow is None:
+        return found, jobs.logs(found)
+    return jobs.follow(found, follow), ""
+
+
+def stop_job(word: str, *, address: str | None = None) -> Job:
+    """Interrupt a job.
+
+    Args:
+        word: Its id, or a run's name for the last attempt.
+        address: See `distft.launch.submit.Jobs`.
+
+    Returns:
+        The job as it ended.
+    """
+    from distft.launch.submit import Jobs
+
+    jobs = Jobs(address)
+    return jobs.stop(jobs.find(word))
+
+
+def jobs(*, address: str | None = None) -> list[Job]:
+    """Return the distft jobs of a cluster, the oldest first.
+
+    Args:
+        address: See `distft.launch.submit.Jobs`.
+
+    Returns:
+        Those that have not ended with the last line of their log.
+    """
+    from distft.launch.submit import LIVE, Jobs
+
+    cluster = Jobs(address)
+    return [cluster.told(job) if job.state in LIVE else job for job in cluster.all()]

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from distft import __version__, cli_data, compat, plugin
+from distft import __version__, cli_data, cli_jobs, compat, plugin
 from distft.cli_arguments import Config, Json, Overrides, Run, Variant
 from distft.errors import ConfigError, DistftError, PlanError
 from distft.output import Show, answer, lines, one_of, table
@@ -28,9 +28,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Exit codes: 0 done, 2 wrong input, 3 refused, 4 the run failed, 130 interrupted.",
+    epilog="Exit codes: 0 done, 2 wrong input, 3 refused, 4 the run failed, 75 the cluster was "
+    "lost or does not answer and the same command may succeed, 130 interrupted.",
 )
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_jobs.app)
 
 
 @app.callback()
@@ -300,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: As after the program's name; default: those of this process.
 
     Returns:
-        0 done, 2 wrong input, 3 refused, 4 the run failed, 130 interrupted.
+        0 done, 2 wrong input, 3 refused, 4 the run failed, 75 lost, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug, as_json = "--debug" in words, "--json" in words

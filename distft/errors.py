@@ -19,7 +19,7 @@ class DistftError(Exception):
     """
 
     exit_code = 4
-    """What the command line returns: 2 wrong input, 3 refused, 4 the run failed."""
+    """What the command line returns: 2 wrong input, 3 refused, 4 the run failed, 75 lost."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -78,6 +78,13 @@ class ExportError(DistftError):
     """A written model is not the model that was trained."""
 
     exit_code = 4
+
+
+class LostError(DistftError):
+    """The cluster does not answer, or lost what ran on it: the same command may succeed."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: schedulers know it as `try again`."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

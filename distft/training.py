@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 def resolved(config: RunConfig, *, assumed: bool = False) -> RunConfig:
     """Fill in the format and the task from the data, and make every path absolute.
 
-    Workers of a cluster that runs already have another working directory.
-
     Args:
         config: As the user gave it.
         assumed: Read no data: they are as `data.assumed` states.
@@ -44,6 +42,23 @@ def resolved(config: RunConfig, *, assumed: bool = False) -> RunConfig:
 
     format_name, task_name = stated(config) if assumed else detect(config)
     task = config.task or plugin.tasks()[task_name].config(name=task_name)
+    config = with_absolute_paths(config)
+    data = config.data.model_copy(update={"format": format_name})
+    return config.model_copy(update={"task": task, "data": data})
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Make every path absolute: other processes have other working directories.
+
+    Args:
+        config: As the user gave it.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ConfigError: Two sets of `data.mix` are one.
+    """
     data = {split: _absolute(getattr(config.data, split)) for split in ("train", "eval", "test")}
     mix = {_absolute(spec): share for spec, share in config.data.mix.items()}
     if len(mix) < len(config.data.mix):
@@ -57,9 +72,8 @@ def resolved(config: RunConfig, *, assumed: bool = False) -> RunConfig:
         model_id = _absolute(model_id)
     return config.model_copy(
         update={
-            "task": task,
             "model": config.model.model_copy(update={"id": model_id}),
-            "data": config.data.model_copy(update={"format": format_name, **data}),
+            "data": config.data.model_copy(update=data),
             "output_dir": _absolute(config.output_dir),
         }
     )

@@ -42,6 +42,13 @@ SURFACE = {
     "tasks": {"NAME", "--json"},
     "formats": {"NAME", "--json"},
     "templates": {"NAME", "--json"},
+    "submit": {
+        *("CONFIG", "KEY=VALUE", "--address", "--wait", "--command", "--fresh", "--json"),
+    },
+    "status": {"JOB", "--address", "--json"},
+    "logs": {"JOB", "--follow", "-f", "--address", "--json"},
+    "stop": {"JOB", "--address", "--json"},
+    "list": {"--address", "--json"},
     "doctor": {"--json"},
     "schema": {"--json"},
     "version": {"--json"},
@@ -341,4 +348,4 @@ def test_doctor_says_what_to_do_where_something_is_missing(
 
 
 def test_every_error_class_maps_to_a_documented_status() -> None:
-    assert {each.exit_code for each in DistftError.__subclasses__()} <= {2, 3, 4}
+    assert {each.exit_code for each in DistftError.__subclasses__()} <= {2, 3, 4, 75}

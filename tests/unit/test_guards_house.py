@@ -82,7 +82,7 @@ def test_errors_pickle_with_hint_and_exit_code(error: type[DistftError]) -> None
     copy = pickle.loads(pickle.dumps(made))
     assert type(copy) is error
     assert (str(copy), copy.hint) == ("what was got", "what to do")
-    assert copy.exit_code in (2, 3, 4)
+    assert copy.exit_code in (2, 3, 4, 75)
     assert copy.as_dict() == made.as_dict()
     assert copy.as_dict()["error"] == error.__name__
 

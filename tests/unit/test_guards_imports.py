@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top down; a module may import its own layer and those below (ARCHITECTURE.md).
 LAYERS = (
-    ("cli", "cli_data", "cli_arguments"),
+    ("cli", "cli_data", "cli_jobs", "cli_arguments"),
     ("api", "output"),
     ("training", "tuning", "doctor", "schema", "starter"),
     ("report", "export", "predict", "search"),
@@ -47,6 +47,7 @@ UPWARD = {
 HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # prepare asks the cluster how many CPUs it has, to size its actor pool.
     "ray": (("launch/", "data/prepare.py"), ()),
+    "ray.job_submission": (("launch/submit.py",), ()),
     "ray.data": (("data/prepare.py", "data/stream.py"), ()),
     "ray.tune": (("search/tune.py", "search/trainable.py"), ()),
     "optuna": (("search/",), ()),
@@ -179,6 +180,7 @@ def test_the_direction_guard_sees(where: str, source: str, refused: bool) -> Non
         ("train/loop.py", "def f():\n    import ray.train", True),
         ("launch/trainer.py", "from ray.train.torch import TorchTrainer", False),
         ("launch/trainer.py", "from ray import data", True),
+        ("launch/trainer.py", "from ray.job_submission import JobSubmissionClient", True),
         ("data/prepare.py", "import ray.data", False),
         ("methods/lora.py", "import peft", True),
         ("methods/lora.py", "def f():\n    import peft", False),
@@ -197,6 +199,7 @@ def test_the_address_guard_sees(where: str, source: str, refused: bool) -> None:
         "from distft import cli; cli.main(['--help'])",
         "from distft import cli; cli.main(['train', '--help'])",
         "from distft import cli; cli.main(['data', 'preview', '--help'])",
+        "from distft import cli; cli.main(['submit', '--help'])",
         "from distft import cli; cli.main(['methods'])",
         "from distft import cli; cli.main(['tasks', '--json'])",
         "from distft import cli; cli.main(['formats'])",
