@@ -5,48 +5,31 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.version import Version
-from pydantic import BaseModel
 
-from distft import assets
-
-GIB = 1 << 30
-LEAST_MEMORY_BYTES = 6 * GIB
-"""A worker with its libraries takes about 1 GiB, Ray itself another, the packaged models 1-3."""
-LEAST_DISK_BYTES = 10 * GIB
-LEAST_SHM_BYTES = 1 * GIB
-"""Ray's object store lives in shared memory; prepare moves batches of rows through it."""
-
-
-class Check(BaseModel):
-    """One thing looked at."""
-
-    name: str
-    state: Literal["ok", "note", "bad"]
-    """note: works, but worth knowing; bad: training would fail."""
-    found: str
-    advice: str = ""
-    """What to do about it; empty when it is ok."""
+from distft import assets, machine
+from distft.machine import Check, Machine
 
 
 def examine() -> list[Check]:
     """Return every check of this machine, in the order they matter."""
+    here = machine.look("", {"disk here": Path.cwd(), "Ray's disk": Path(tempfile.gettempdir())})
     return [
         _python(),
         *_packages(),
-        _compiler(),
-        _ninja(),
+        *machine.checks(here),
         _deepspeed_ops(),
-        *_resources(),
-        _gpus(),
+        _network(),
+        _gpus(here),
         *_assets(),
     ]
 
@@ -100,30 +83,10 @@ def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _compiler() -> Check:
-    path = shutil.which("g++") or shutil.which("c++")
-    advice = "Install a C++ compiler, such as the package g++: DeepSpeed builds its kernels."
-    if path is None:
-        return Check(name="c++ compiler", state="bad", found="none on PATH", advice=advice)
-    return Check(name="c++ compiler", state="ok", found=path)
-
-
-def _ninja() -> Check:
-    path = shutil.which("ninja", path=_path_with_environment())
-    if path is None:
-        return Check(name="ninja", state="bad", found="none", advice="Run: make setup")
-    return Check(name="ninja", state="ok", found=path)
-
-
-def _path_with_environment() -> str:
-    """Return PATH with the programs of this Python first, as the workers see it."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-
-
 def _deepspeed_ops() -> Check:
     # DeepSpeed's own report, as a program: only train/deepspeed_engine.py imports it.
     command = [sys.executable, "-m", "deepspeed.env_report"]
-    environment = {**os.environ, "PATH": _path_with_environment()}
+    environment = {**os.environ, "PATH": machine.path_with_environment()}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=120, env=environment, check=False
@@ -141,39 +104,35 @@ def _deepspeed_ops() -> Check:
     return Check(name="deepspeed kernels", state="ok", found=f"{len(able)} can be built")
 
 
-def _resources() -> Iterator[Check]:
+def _network() -> Check:
     import psutil
 
-    cores = len(os.sched_getaffinity(0))
-    advice = "" if cores > 1 else "One core: several workers will share it."
-    yield Check(name="cores", state="ok" if cores > 1 else "note", found=str(cores), advice=advice)
-    memory_bytes = psutil.virtual_memory().available
-    disk_bytes = shutil.disk_usage(Path.cwd()).free
-    yield _enough("memory", memory_bytes, LEAST_MEMORY_BYTES, "Close other programs, or add some.")
-    yield _enough("disk here", disk_bytes, LEAST_DISK_BYTES, "Make room, or set output_dir.")
-    if Path("/dev/shm").is_dir():
-        shm_bytes = shutil.disk_usage("/dev/shm").free
-        advice = "In a container: --shm-size=4g; Ray falls back to slow files otherwise."
-        yield _enough("shared memory", shm_bytes, LEAST_SHM_BYTES, advice)
+    up = {name for name, status in psutil.net_if_stats().items() if status.isup}
+    found = [
+        f"{name} {entry.address}"
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if name in up and name != "lo" and entry.family == socket.AF_INET
+    ]
+    advice = "" if found else "Enough for one machine; nodes of a cluster need an address."
+    state: Literal["ok", "note"] = "ok" if found else "note"
+    return Check(name="network", state=state, found=", ".join(found) or "lo", advice=advice)
 
 
-def _enough(name: str, free_bytes: int, least_bytes: int, advice: str) -> Check:
-    enough = free_bytes >= least_bytes
-    return Check(
-        name=name,
-        state="ok" if enough else "note",
-        found=f"{free_bytes / GIB:.1f} GiB free",
-        advice="" if enough else f"Less than {least_bytes / GIB:.0f} GiB. {advice}",
-    )
-
-
-def _gpus() -> Check:
+def _gpus(here: Machine) -> Check:
     import torch
 
     count = torch.cuda.device_count()
     names = sorted({torch.cuda.get_device_name(index) for index in range(count)})
     found = f"{count} x {', '.join(names)}" if count else "none, training runs on the CPU"
-    return Check(name="graphics cards", state="ok", found=found)
+    if count == len(here.gpus) or not here.gpus:
+        return Check(name="graphics cards", state="ok", found=found)
+    return Check(
+        name="graphics cards",
+        state="note",
+        found=f"torch sees {count} of {len(here.gpus)}",
+        advice="Look at CUDA_VISIBLE_DEVICES, and whether torch was built for CUDA.",
+    )
 
 
 def _assets() -> Iterator[Check]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,6 +227,7 @@ def train(config: RunConfig, folder: Path, *, fresh: bool = False) -> RunRecord:
 
 
 def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) -> RunRecord:
+    from distft import machine
     from distft.data.stats import stats_of
     from distft.launch import preflight, session, trainer
     from distft.plan import make_plan
@@ -234,12 +235,13 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
 
     started = time.time()
     with session.connected(config.cluster):
+        nodes = preflight.look(config.cluster, folder, say=teller(console))
         root, manifest = prepared(config, console)
         made = make_plan(config, stats_of(manifest, config.data.mix_shares), capacity_of(config))
-        record = run_dir.first_record(config, config_hash, made, manifest, preflight.versions())
+        record = run_dir.first_record(config, config_hash, made, manifest, machine.versions())
         run_dir.write_start(folder, config, made, record)
         if not (folder / "eval.json").exists():
-            preflight.check(config.cluster, made, folder)
+            preflight.check(config, made, folder, nodes)
             order = Order(
                 config=config.dump(),
                 plan=made,
@@ -265,6 +267,18 @@ def _finish(folder: Path, record: RunRecord, started: float, console: Console) -
     record = record.model_copy(update={"status": "completed"})
     write_json(folder / "run.json", record.model_dump())
     return record
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Return what prints a line as it is: neither coloured nor cut.
+
+    Args:
+        console: Where.
+
+    Returns:
+        A function of the text.
+    """
+    return lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -300,7 +314,7 @@ def _followed(folder: Path, made: Plan, console: Console) -> Iterator[Any]:
     )
     thread.start()
     try:
-        yield lambda text: console.print(text, highlight=False)
+        yield teller(console)
     finally:
         stop.set()
         thread.join()

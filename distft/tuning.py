@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ from distft.records import (
 
 if TYPE_CHECKING:
     from distft.capacity import Capacity
+    from distft.machine import Machine
+    from distft.plan import Plan
     from distft.search.phases import Search
     from distft.search.setting import Setting
 
@@ -88,6 +90,8 @@ class _Look:
     """Most workers of one trial."""
     nested: bool
     """Whether a trial needs Ray Train."""
+    winner: tuple[RunConfig, Plan]
+    """That with most to train, should it win."""
 
 
 def _first_look(config: RunConfig, folder: Path, data_key: str, capacity: Capacity) -> _Look:
@@ -128,21 +132,24 @@ def _looked(setting: Setting) -> _Look:
     from distft.search.setting import plan_trial
 
     config = setting.config
-    found, problem = [], None
+    found, winners, problem = [], [], None
     for sample in priors(build_space(config), config):
         made = effective(config, sample, name="trial", **setting.search_train(sample))
         try:
             plan = plan_trial(setting, made)[1]
-            make_plan(effective(config, sample, name="winner"), setting.stats, setting.capacity)
+            winner = effective(config, sample, name="winner")
+            full = make_plan(winner, setting.stats, setting.capacity)
         except (PlanError, ConfigError) as error:
             problem = error
         else:
             found.append(plan)
+            winners.append((winner, full))
     if not found:
         assert problem is not None
         raise problem
     nested = any(plan.engine != "torch" for plan in found)
-    return _Look(setting, max(plan.world_size for plan in found), nested)
+    largest = max(winners, key=lambda each: each[1].trainable_params)
+    return _Look(setting, max(plan.world_size for plan in found), nested, largest)
 
 
 def _with_concurrency(look: _Look, cpus: float) -> _Look:
@@ -166,7 +173,7 @@ def _tune(
     console: Console,
     plain: bool,
 ) -> StudyRecord:
-    from distft.launch import session
+    from distft.launch import preflight, session
     from distft.search.phases import Search
     from distft.search.sample import build_space
     from distft.search.study import open_storage
@@ -177,7 +184,8 @@ def _tune(
         slots = look.setting.concurrent * look.workers * config.cluster.cpus_per_worker
         nested = look.nested
     with session.connected(config.cluster, slots=slots, state_api=nested):
-        setting = _setting(config, folder, data_key, look, console)
+        nodes = preflight.look(config.cluster, folder, say=training.teller(console))
+        setting = _setting(config, data_key, look, nodes, console)
         storage = open_storage(folder, config.tune.storage)
         search = Search(storage, setting, build_space(config), config_hash)
         write_text(folder / "config.yaml", _config_yaml(config))
@@ -191,24 +199,30 @@ def _tune(
 
 
 def _setting(
-    config: RunConfig, folder: Path, data_key: str, look: _Look | None, console: Console
+    config: RunConfig,
+    data_key: str,
+    look: _Look | None,
+    nodes: Sequence[Machine],
+    console: Console,
 ) -> Setting:
+    from distft import machine
     from distft.data.stats import stats_of
     from distft.launch import preflight
 
     # What a cluster at an address cannot do is said before the data are prepared there.
     if look is None:
-        look = _first_look(config, folder, data_key, training.capacity_of(config))
+        look = _first_look(config, config.run_dir, data_key, training.capacity_of(config))
         look = _with_concurrency(look, _check_room(look))
     else:
         _check_room(look)
+    preflight.check(*look.winner, config.run_dir, nodes)
     root, manifest = training.prepared(config, console)
     return replace(
         look.setting,
         data_root=root,
         manifest=manifest,
         stats=stats_of(manifest, config.data.mix_shares),
-        versions=preflight.versions(),
+        versions=machine.versions(),
     )
 
 

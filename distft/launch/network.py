@@ -6,42 +6,29 @@ Without it, hosts whose names resolve to loopback or not at all fail to form a p
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 
-import psutil
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 from distft.errors import ClusterError
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface that holds an IP address.
-
-    Args:
-        address: IPv4 or IPv6.
-
-    Returns:
-        Such as `eth0`.
-
-    Raises:
-        ClusterError: No interface of this machine holds it.
-    """
-    families = (socket.AF_INET, socket.AF_INET6)
-    for name, entries in psutil.net_if_addrs().items():
-        if any(e.family in families and e.address.split("%")[0] == address for e in entries):
-            return str(name)
-    raise ClusterError(
-        f"No network interface of this node holds its Ray address {address}.",
-        "Start Ray with --node-ip-address set to an address of the node.",
-    )
+from distft.machine import interface_of
 
 
 def use_node_interface() -> None:
-    """Set gloo's and NCCL's interface in this process, unless the user has."""
-    name = interface_of(ray.util.get_node_ip_address())
+    """Set gloo's and NCCL's interface in this process, unless the user has.
+
+    Raises:
+        ClusterError: No interface of this machine holds its address.
+    """
+    address = ray.util.get_node_ip_address()
+    name = interface_of(address)
+    if name is None:
+        raise ClusterError(
+            f"No network interface of this node holds its Ray address {address}.",
+            "Start Ray with --node-ip-address set to an address of the node.",
+        )
     for variable in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(variable, name)
 

@@ -1,99 +1,303 @@
-"""Checks on every node before a run: workers fit, versions agree, the directory is shared."""
+"""What is looked at before a run: every node, one table of them, then whether the plan fits."""
 
 from __future__ import annotations
 
-import os
-import platform
+import shutil
 import uuid
-from importlib import metadata
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from distft.config_sections import ClusterConfig
+from distft import machine, plugin
+from distft.capacity import size_text
 from distft.errors import ClusterError
 from distft.launch.session import DATA_CPUS
-from distft.plan import Plan
+from distft.machine import Machine
+from distft.plan import USABLE_SHARE, Plan
+
+if TYPE_CHECKING:
+    from distft.config import RunConfig
+    from distft.config_sections import ClusterConfig
 
 STATE_API_S = 5
-STACK = ("ray", "torch", "transformers", "peft", "deepspeed", "optuna", "pyarrow")
+NODE_S = 120
+"""Longest wait for a node to answer; a busy one takes seconds to start a process."""
+LEAST_DISK_BYTES = 256 << 20
+"""Below it Ray has no room even for its logs."""
+_RUN_DISK, _RAY_DISK = "run directory", "Ray's disk"
+_OPTIMIZER_TENSORS = {"adamw_torch": 2, "sgd": 1}
+"""Per parameter, as large as its float32 weights."""
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what a run's numbers depend on, in this process."""
-    from distft import __version__
-
-    found = {"distft": __version__, "python": platform.python_version()}
-    return found | {name: metadata.version(name) for name in STACK}
-
-
-def check(cluster: ClusterConfig, plan: Plan, run_dir: Path) -> None:
-    """Check that the connected cluster can run a plan.
+def look(cluster: ClusterConfig, run_dir: Path, *, say: Callable[[str], None]) -> list[Machine]:
+    """Look at every node of the connected cluster that has CPUs or graphics cards.
 
     Args:
-        cluster: Workers and what each reserves.
-        plan: Of the run.
-        run_dir: Must be the same directory on every node.
+        cluster: At an address, the nodes are printed as a table; of a local Ray, this machine, only
+            what is not as it should be.
+        run_dir: Must exist, and be the same directory on every node.
+        say: Prints.
+
+    Returns:
+        What each node offers.
 
     Raises:
-        ClusterError: It cannot; Ray alone would wait for ever.
+        ClusterError: A node does not answer, has other versions, does not see the directory or has
+            no room for Ray's logs; or no interface of it holds its address.
     """
-    free = ray.cluster_resources()
-    wanted = {"CPU": plan.world_size * cluster.cpus_per_worker + DATA_CPUS}
+    nodes = [n for n in ray.nodes() if n["Alive"] and {"CPU", "GPU"} & set(n["Resources"])]
+    if cluster.address is None:
+        found = [machine.look(nodes[0]["NodeManagerAddress"], _folders(nodes[0], run_dir))]
+        kernels = {check.name for check in machine.kernel_checks(found[0])}
+        for check in machine.checks(found[0]):
+            if check.state != "ok" and check.name not in kernels:
+                say(f"{check.name}: {check.found}. {check.advice}")
+    else:
+        found = _ask(nodes, run_dir)
+        say(table(found))
+        cards = {gpu.name for each in found for gpu in each.gpus}
+        if len(cards) > 1:
+            say(f"Graphics cards differ ({', '.join(sorted(cards))}): a step takes the slowest's.")
+    for each in found:
+        _refuse(each, run_dir)
+    return found
+
+
+def check(config: RunConfig, plan: Plan, run_dir: Path, nodes: Sequence[Machine]) -> None:
+    """Check that the nodes can run a plan; Ray alone would wait for ever, or fail late.
+
+    Args:
+        config: Of the run.
+        plan: Of the run.
+        run_dir: Of the run; what it holds already is counted as room.
+        nodes: As `look` found them.
+
+    Raises:
+        ClusterError: They cannot; the text names the node, what it has and what is needed.
+    """
+    _check_workers(config.cluster, plan)
     if plan.device == "cuda":
-        wanted["GPU"] = plan.world_size
-    for resource, amount in wanted.items():
-        if free.get(resource, 0) < amount:
-            raise ClusterError(
-                f"{plan.world_size} workers and Ray Data need {amount} {resource}; the cluster "
-                f"has {free.get(resource, 0):g}.",
-                "Lower cluster.num_workers or cluster.cpus_per_worker, or add nodes.",
-            )
+        _check_cards(plan, nodes)
+    elif plan.engine == "deepspeed":
+        _check_kernels(nodes)
+    need = disk_bytes(config, plan)
+    room = shutil.disk_usage(run_dir).free + _held_bytes(run_dir)
+    if room < need:
+        raise ClusterError(
+            f"{run_dir} has room for {size_text(room)}; checkpoints and the exported model need "
+            f"about {size_text(need)}.",
+            "Free space, set output_dir to a larger disk, or lower train.save_total_limit.",
+        )
+
+
+def _check_kernels(nodes: Sequence[Machine]) -> None:
+    # DeepSpeed's workers on a CPU sum through a kernel; those on graphics cards need none.
+    for each in nodes:
+        for one in machine.kernel_checks(each):
+            if one.state == "bad":
+                raise ClusterError(f"{_name(each)} has {one.name}: {one.found}.", one.advice)
+
+
+def disk_bytes(config: RunConfig, plan: Plan) -> int:
+    """Return about how many bytes a run keeps at most: checkpoints and the exported model.
+
+    Args:
+        config: Of the run.
+        plan: Of the run.
+
+    Returns:
+        Bytes; a checkpoint holds the trained weights and optimizer states in float32. Kept are
+        `save_total_limit`, the best one, and the one being written.
+    """
+    trained_bytes = 4 * plan.trainable_params
+    checkpoint_bytes = trained_bytes * (1 + _OPTIMIZER_TENSORS[config.train.optim])
+    written = plan.total_steps // max(1, plan.save_steps) + 1
+    kept = min(config.train.save_total_limit + 2, written + 1)
+    adapter = plugin.methods()[config.method.name].adapter
+    weight_bytes = 2 if config.model.dtype == "bfloat16" else 4
+    return kept * checkpoint_bytes + (trained_bytes if adapter else weight_bytes * plan.params)
+
+
+def _held_bytes(run_dir: Path) -> int:
+    folders = [run_dir / "checkpoints", run_dir / "model"]
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _folders(node: Mapping[str, Any], run_dir: Path) -> dict[str, Path]:
+    # Ray names no session folder of a node, but the socket of its object store lies in it.
+    session = Path(node["ObjectStoreSocketName"]).parent.parent
+    return {_RUN_DISK: run_dir, _RAY_DISK: session}
+
+
+def _ask(nodes: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Machine]:
+    """Return what every node answers, in their order."""
     marker = run_dir / f".preflight-{uuid.uuid4().hex}"
     marker.touch()
+    # Without a CPU of its own: a node whose CPUs are all taken answers too.
+    task = ray.remote(num_cpus=0, max_retries=0)(machine.look)
+    asked = {}
     try:
-        _compare_nodes(run_dir, marker)
+        for node in nodes:
+            pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            address = node["NodeManagerAddress"]
+            answer = task.options(scheduling_strategy=pinned).remote(
+                address, _folders(node, run_dir), marker
+            )
+            asked[answer] = node
+        _, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
+        for answer in late:
+            ray.cancel(answer, force=True)
+        if late:
+            silent = ", ".join(asked[answer]["NodeManagerAddress"] for answer in late)
+            raise ClusterError(
+                f"Node {silent} did not answer within {NODE_S} s.",
+                "Look at it with `ray status`; stop Ray on a node that hangs.",
+            )
+        return [_answered(answer, node) for answer, node in asked.items()]
     finally:
         marker.unlink(missing_ok=True)
 
 
-def _compare_nodes(run_dir: Path, marker: Path) -> None:
-    here = versions()
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
-    probe = ray.remote(num_cpus=0.01)(_probe)
-    answers = ray.get(
-        [
-            probe.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(str(marker))
-            for node in nodes
-        ]
+def _answered(answer: ray.ObjectRef, node: Mapping[str, Any]) -> Machine:
+    try:
+        found: Machine = ray.get(answer)
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        raise ClusterError(
+            f"Node {node['NodeManagerAddress']} cannot be looked at: {type(cause).__name__}: "
+            f"{str(cause).strip().splitlines()[-1]}",
+            "Install distft and the same constraints.txt on every node.",
+        ) from error
+    # What Ray deals out, which may be fewer or more than its cores.
+    return found.model_copy(update={"cpus": int(node["Resources"].get("CPU", 0))})
+
+
+def _name(each: Machine) -> str:
+    return f"Node {each.node}"
+
+
+def _differing(each: Machine) -> str | None:
+    """Return the first library whose version is not this process's."""
+    here = machine.versions()
+    return next((name for name in here if each.versions.get(name) != here[name]), None)
+
+
+def _refuse(each: Machine, run_dir: Path) -> None:
+    name = _differing(each)
+    if name is not None:
+        raise ClusterError(
+            f"{_name(each)} has {name} {each.versions.get(name)}, this one "
+            f"{machine.versions()[name]}.",
+            "Install the same constraints.txt on every node.",
+        )
+    if each.storage not in (None, "shared"):
+        seen = "does not see" if each.storage == "not seen" else "may not write to"
+        raise ClusterError(
+            f"{_name(each)} {seen} the run directory {run_dir}.",
+            "Set output_dir to storage that every node mounts at the same path.",
+        )
+    if each.interface is None:
+        raise ClusterError(
+            f"No network interface of node {each.node} holds its Ray address.",
+            "Start Ray with --node-ip-address set to an address of the node.",
+        )
+    for where, disk in each.disks.items():
+        if disk.free_bytes < LEAST_DISK_BYTES:
+            raise ClusterError(
+                f"{_name(each)} has {size_text(disk.free_bytes)} free on the disk of "
+                f"{'the run directory' if where == _RUN_DISK else 'Ray'}; Ray and its logs need "
+                f"{size_text(LEAST_DISK_BYTES)}.",
+                "Make room, or start Ray there with --temp-dir on a larger disk.",
+            )
+
+
+def _check_workers(cluster: ClusterConfig, plan: Plan) -> None:
+    offered = ray.cluster_resources()
+    each = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if plan.device == "cuda" else {})
+    remedy = "Lower cluster.num_workers or cluster.cpus_per_worker, or add nodes."
+    for resource, amount in each.items():
+        wanted = plan.world_size * amount + (DATA_CPUS if resource == "CPU" else 0)
+        if offered.get(resource, 0) < wanted:
+            raise ClusterError(
+                f"{plan.world_size} workers and Ray Data need {wanted} {resource}; the cluster "
+                f"has {offered.get(resource, 0):g}.",
+                remedy,
+            )
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(
+        min(int(node.get(resource, 0) // amount) for resource, amount in each.items())
+        for node in nodes
     )
-    for answer in answers:
-        differing = [k for k in here if answer["versions"].get(k) != here[k]]
-        if differing:
-            name = differing[0]
+    if room < plan.world_size:
+        needs = " and ".join(f"{amount} {resource}" for resource, amount in each.items())
+        raise ClusterError(
+            f"A worker needs {needs} on one node; the nodes have room for {room} of "
+            f"{plan.world_size}.",
+            remedy,
+        )
+
+
+def _check_cards(plan: Plan, nodes: Sequence[Machine]) -> None:
+    for each in nodes:
+        smallest = min((gpu.memory_bytes for gpu in each.gpus), default=None)
+        if smallest is not None and smallest * USABLE_SHARE < plan.memory.total_bytes:
             raise ClusterError(
-                f"Node {answer['node']} has {name} {answer['versions'].get(name)}, this one "
-                f"{here[name]}.",
-                "Install the same constraints.txt on every node.",
+                f"{_name(each)} has a graphics card of {size_text(smallest)}; the model states "
+                f"need {size_text(plan.memory.total_bytes)} of {USABLE_SHARE:.0%} of it.",
+                "Raise cluster.zero_stage or cluster.num_workers, or leave that node out.",
             )
-        if not answer["shared"]:
+        shm_bytes = each.shm_bytes or 0
+        if len(each.gpus) > 1 and plan.world_size > 1 and shm_bytes <= machine.CONTAINER_SHM_BYTES:
             raise ClusterError(
-                f"Node {answer['node']} does not see the run directory {run_dir}, or may not "
-                "write there.",
-                "Set output_dir to storage that every node mounts at the same path.",
+                f"{_name(each)} has {size_text(shm_bytes)} of shared memory; NCCL needs more "
+                f"between its {len(each.gpus)} graphics cards.",
+                "Start its container with --shm-size=4g, or mount a memory volume at /dev/shm.",
             )
 
 
-def _probe(marker: str) -> dict[str, Any]:
-    path = Path(marker)
+def table(nodes: Sequence[Machine]) -> str:
+    """Return the nodes as a table for a log.
+
+    Args:
+        nodes: At least one.
+
+    Returns:
+        A head and a line for each node.
+    """
+    rows = [_row(each) for each in nodes]
+    widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
+    lines = [dict(zip(widths, widths, strict=True)), *rows]
+    return "\n".join(
+        "  ".join(line[key].ljust(width) for key, width in widths.items()).rstrip()
+        for line in lines
+    )
+
+
+def _row(each: Machine) -> dict[str, str]:
+    cards = {gpu.name: size_text(gpu.memory_bytes) for gpu in each.gpus}
+    shown = [
+        f"{sum(gpu.name == name for gpu in each.gpus)} x {name} ({memory})"
+        for name, memory in cards.items()
+    ]
+    name = _differing(each)
     return {
-        "node": ray.util.get_node_ip_address(),
-        "versions": versions(),
-        "shared": path.is_file() and os.access(path.parent, os.W_OK),
+        "node": each.node,
+        "CPUs": str(each.cpus),
+        "memory": size_text(each.memory_bytes),
+        "graphics cards": ", ".join(shown) or "none",
+        **{
+            place: size_text(each.disks[place].free_bytes) if place in each.disks else "not seen"
+            for place in (_RUN_DISK, _RAY_DISK)
+        },
+        "shared memory": size_text(each.shm_bytes) if each.shm_bytes else "none",
+        "interface": each.interface or "none",
+        "DeepSpeed kernel": each.kernels,
+        "versions": "the same" if name is None else f"{name} {each.versions.get(name)}",
+        "storage": each.storage or "",
     }
 
 

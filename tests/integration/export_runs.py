@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 
-from distft import hf, plugin, run_dir, training
+from distft import hf, machine, plugin, run_dir, training
 from distft.batch_sizes import batch_sizes
 from distft.capacity import local_capacity
 from distft.config import RunConfig
@@ -19,7 +19,6 @@ from distft.data import resolve
 from distft.data.manifest import Manifest, TokenizerInfo, load_manifest, save_manifest
 from distft.data.shards import ShardWriter, encoded_schema, read_steps
 from distft.data.stats import stats_of
-from distft.launch import preflight
 from distft.plan import Plan, make_plan
 from distft.plugin import EncodeContext, Row
 from distft.records import RunRecord
@@ -133,7 +132,7 @@ def start(config: RunConfig, root: Path) -> tuple[Plan, RunRecord]:
     manifest = load_manifest(root)
     made = make_plan(config, stats_of(manifest), local_capacity())
     config_hash = config.hash(manifest.key, batch_sizes(config)[0])
-    record = run_dir.first_record(config, config_hash, made, manifest, preflight.versions())
+    record = run_dir.first_record(config, config_hash, made, manifest, machine.versions())
     config.run_dir.mkdir(parents=True)
     run_dir.write_start(config.run_dir, config, made, record)
     return made, record

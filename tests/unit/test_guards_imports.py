@@ -24,7 +24,7 @@ LAYERS = (
     ("train",),
     ("data", "plan", "run_dir", "batch_sizes"),
     ("states",),
-    ("hf", "shape", "adapter", "assets", "capacity", "gguf"),
+    ("hf", "shape", "adapter", "assets", "capacity", "gguf", "machine"),
     ("compat",),
     ("config", "config_file", "config_sections", "config_tune"),
     ("methods", "tasks", "formats", "templates"),
