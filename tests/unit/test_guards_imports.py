@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("cli", "cli_data", "cli_jobs", "cli_arguments"),
     ("api", "output"),
-    ("training", "tuning", "doctor", "schema", "starter"),
+    ("training", "tuning", "doctor", "schema", "starter", "migrate"),
     ("report", "export", "predict", "search"),
     ("launch",),
     ("train",),
