@@ -16,7 +16,7 @@ define timed
 echo "make $(1): $$(( $$(date +%s) - start )) s wall time, exit status $$status"; exit $$status
 endef
 
-.PHONY: setup quickstart quickstart-sft test test-slow lint type check fmt golden bench
+.PHONY: setup quickstart quickstart-sft test test-slow lint type check fmt golden bench cluster
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ golden: setup
 # Measurements, not tests: they print numbers and assert no time.
 bench: setup
 	$(call timed,bench,$(BIN)/pytest tests/bench -s -o python_files='bench_*.py' $(PYTEST_ARGS))
+
+# Manifests for operators, from cluster/settings-*.yaml.
+cluster: setup
+	$(BIN)/python cluster/generate.py
 
 lint: setup
 	$(BIN)/ruff check .

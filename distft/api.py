@@ -251,9 +251,40 @@ def submit(
     from distft.launch.submit import Jobs
 
     jobs = Jobs(address or config.cluster.address)
-    command = command or ("tune" if "tune" in config.model_fields_set else "train")
-    job = jobs.submit(training.with_absolute_paths(config), command, fresh=fresh)
+    wanted = _command(config, command)
+    job = jobs.submit(training.with_absolute_paths(config), wanted, fresh=fresh)
     return jobs.follow(job, follow) if follow else job
+
+
+def emit(
+    config: RunConfig,
+    target: Literal["kuberay", "slurm", "ray"],
+    command: Literal["train", "tune"] | None = None,
+) -> str:
+    """Return the manifest that starts a cluster and runs `train` or `tune` on it.
+
+    Args:
+        config: The configuration.
+        target: Who starts it: KubeRay, Slurm or Ray's cluster launcher.
+        command: Default: tune where the configuration has a section tune.
+
+    Returns:
+        YAML, or a batch script.
+
+    Raises:
+        DistftError: The nodes would not see a path, the workers do not fit, or a secret would show.
+    """
+    from distft.emit import kuberay, ray, slurm
+    from distft.emit.settings import settings
+
+    targets = {"kuberay": kuberay.emit, "slurm": slurm.emit, "ray": ray.emit}
+    return targets[target](settings(config, _command(config, command)))
+
+
+def _command(
+    config: RunConfig, command: Literal["train", "tune"] | None
+) -> Literal["train", "tune"]:
+    return command or ("tune" if "tune" in config.model_fields_set else "train")
 
 
 def job(word: str, *, address: str | None = None) -> Job:

@@ -10,6 +10,8 @@ from distft.config_sections import ShapeConfig
 from distft.errors import ConfigError
 
 GIB = 1 << 30
+DATA_CPUS = 1
+"""Left free for Ray Data beside the training workers; without one it waits for ever."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,26 @@ def shape_capacity(shape: ShapeConfig) -> Capacity:
     return Capacity(
         nodes=shape.nodes,
         cpus=shape.cpus,
-        memory_bytes=_parse_size("cluster.shape.memory", shape.memory),
+        memory_bytes=parse_size("cluster.shape.memory", shape.memory),
         gpus=shape.gpus,
-        gpu_memory_bytes=_parse_size("cluster.shape.gpu_memory", shape.gpu_memory),
+        gpu_memory_bytes=parse_size("cluster.shape.gpu_memory", shape.gpu_memory),
         source="cluster.shape",
     )
 
 
-def _parse_size(key: str, text: str) -> int:
+def parse_size(key: str, text: str) -> int:
+    """Return a size of memory in bytes.
+
+    Args:
+        key: Where it was set, for messages.
+        text: Such as `80GiB`.
+
+    Returns:
+        Above 0.
+
+    Raises:
+        ConfigError: It is none.
+    """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]i?B)\s*", text)
     if not match or not float(match[1]):
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from distft.cli_arguments import Config, Json, Overrides
+from distft.errors import ConfigError
 from distft.output import answer, lines, table
 
 if TYPE_CHECKING:
@@ -51,13 +52,27 @@ def submit(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what the directory holds and begin again.")
     ] = False,
+    emit: Annotated[
+        Literal["kuberay", "slurm", "ray"] | None,
+        typer.Option("--emit", help="Print what starts a cluster and runs it there, for these."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Run train or tune as a job on a Ray cluster; again: the next attempt, which resumes."""
     from distft import api, config_file
 
+    if emit is not None and (address or wait or fresh):
+        raise ConfigError(
+            "--emit prints a manifest and submits nothing: it goes without --address, --wait and "
+            "--fresh.",
+            "Leave one of them out.",
+        )
     with answer(as_json) as show:
         loaded = config_file.load(config, overrides or [])
+        if emit is not None:
+            manifest = api.emit(loaded, emit, command)
+            show({"target": emit, "manifest": manifest}, manifest.removesuffix("\n"))
+            return
         write = _write if wait else None
         job = api.submit(loaded, address=address, command=command, fresh=fresh, follow=write)
         show(job.model_dump(), "" if wait else _told(job))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,15 @@ MOST_SETS = 100
 """Of `data.mix`."""
 SMALLEST_SHARE = Decimal("0.0001")
 """Shares of `data.mix` are multiples of it."""
+_WORDS = {
+    "storage": (
+        r"(/[\w.-]+)+",
+        "an absolute path of letters, digits, '.', '_' and '-', such as /mnt/distft",
+    ),
+    "nfs": (r"[\w.-]+:(/[\w.-]*)+", "HOST:/PATH, such as files.example.org:/distft"),
+    "image": (r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", "NAME:TAG"),
+}
+"""Key of `cluster` -> pattern, and what that means."""
 
 
 class Section(BaseModel):
@@ -305,6 +315,9 @@ class ShapeConfig(Section):
     """Graphics cards of a node."""
     gpu_memory: str = "80GiB"
     """Memory of one graphics card."""
+    head_memory: str | None = None
+    """Main memory of the head that `distft submit --emit` asks for: it trains nothing, but loads
+    the model to export it. Default: that of a node, at most 64GiB."""
 
 
 class ClusterConfig(Section):
@@ -324,3 +337,20 @@ class ClusterConfig(Section):
     """cpu: optimizer states live in main memory (ZeRO 1-3)."""
     shape: ShapeConfig | None = None
     """Plan for this cluster instead of the one at hand."""
+    storage: str | None = None
+    """Absolute path of storage that every node mounts there; a job's relative `output_dir` lies
+    below it."""
+    nfs: str | None = None
+    """NFS export, as HOST:/PATH, that `distft submit --emit ray` mounts as `storage`."""
+    image: str | None = None
+    """Container image that `distft submit --emit` names; default: `distft:` with the version and
+    -cpu or -cuda."""
+
+    @field_validator("storage", "nfs", "image")
+    @classmethod
+    def _reads_the_same_everywhere(cls, text: str | None, info: ValidationInfo) -> str | None:
+        # These words stand in shell scripts, YAML and lists with colons.
+        pattern, allowed = _WORDS[str(info.field_name)]
+        if text is not None and not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {allowed}")
+        return text

@@ -12,9 +12,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distft import machine, plugin
-from distft.capacity import size_text
+from distft.capacity import DATA_CPUS, size_text
 from distft.errors import ClusterError
-from distft.launch.session import DATA_CPUS
 from distft.machine import Machine
 from distft.plan import USABLE_SHARE, Plan
 

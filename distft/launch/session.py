@@ -9,13 +9,11 @@ from collections.abc import Iterator
 
 import ray
 
-from distft.capacity import Capacity, local_capacity
+from distft.capacity import DATA_CPUS, Capacity, local_capacity
 from distft.config_sections import ClusterConfig
 from distft.errors import ClusterError
 
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
-DATA_CPUS = 1
-"""Left free for Ray Data beside the training workers; without one it waits for ever."""
 
 
 @contextlib.contextmanager

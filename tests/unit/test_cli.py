@@ -44,7 +44,8 @@ SURFACE = {
     "formats": {"NAME", "--json"},
     "templates": {"NAME", "--json"},
     "submit": {
-        *("CONFIG", "KEY=VALUE", "--address", "--wait", "--command", "--fresh", "--json"),
+        *("CONFIG", "KEY=VALUE", "--address", "--wait", "--command", "--fresh", "--emit"),
+        "--json",
     },
     "status": {"JOB", "--address", "--json"},
     "logs": {"JOB", "--follow", "-f", "--address", "--json"},

@@ -20,7 +20,7 @@ LAYERS = (
     ("api", "output"),
     ("training", "tuning", "doctor", "schema", "starter", "migrate"),
     ("report", "export", "predict", "search"),
-    ("launch",),
+    ("launch", "emit"),
     ("train",),
     ("data", "plan", "run_dir", "batch_sizes"),
     ("states",),
@@ -200,6 +200,8 @@ def test_the_address_guard_sees(where: str, source: str, refused: bool) -> None:
         "from distft import cli; cli.main(['train', '--help'])",
         "from distft import cli; cli.main(['data', 'preview', '--help'])",
         "from distft import cli; cli.main(['submit', '--help'])",
+        "from distft import cli; "
+        "assert cli.main(['submit', 'cluster/settings-cpu.yaml', '--emit', 'kuberay']) == 0",
         "from distft import cli; cli.main(['methods'])",
         "from distft import cli; cli.main(['tasks', '--json'])",
         "from distft import cli; cli.main(['formats'])",
@@ -217,7 +219,9 @@ def loaded(code: str, libraries: tuple[str, ...]) -> list[str]:
     """Return which of these libraries a fresh process has loaded after running the code."""
     tail = f"import sys; sys.stderr.write(repr([m for m in {libraries!r} if m in sys.modules]))"
     command = [sys.executable, "-c", f"{code}\n{tail}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     found: list[str] = ast.literal_eval(done.stderr.splitlines()[-1])
     return found
 

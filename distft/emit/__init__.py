@@ -1,0 +1,1 @@
+"""Manifests: what starts a cluster and runs a configuration on it, as text. Needs no cluster."""
