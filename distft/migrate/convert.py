@@ -16,10 +16,13 @@ from distft.migrate.rules import (
     Entry,
     Outcome,
     Program,
+    Rule,
     Theirs,
+    missing,
     shown,
     unknown,
     without_secrets,
+    wrong,
 )
 
 PROGRAMS = (llamafactory.PROGRAM, llamafactory_v1.PROGRAM, axolotl.PROGRAM)
@@ -81,15 +84,16 @@ def migrate(path: Path, dataset_dir: Path | None = None) -> Migration:
     implied = tuple(
         Entry(key, None, outcome)
         for key, rule in program.implied.items()
-        if theirs.get(key) is None and (outcome := rule(None, theirs)).verdict != "mapped"
+        if theirs.get(key) is None
+        and (outcome := _ruled(rule, key, None, program, theirs)).verdict != "mapped"
     )
-    wrong = [one for one in (*entries, *implied) if one.outcome.verdict == "refused"]
-    if wrong:
+    refused = [one for one in (*entries, *implied) if one.outcome.verdict == "refused"]
+    if refused:
         raise PlanError(
-            "\n".join(
-                [f"{path} ({program.name}) cannot be carried over:", *(one.said for one in wrong)]
-            ),
-            "Take these keys out if distft may train without them, or keep that program for it.",
+            f"{path} ({program.name}) cannot be carried over:\n"
+            + "".join(f"- {one.said}\n" for one in refused).rstrip("\n")
+            + ".",
+            "Keep that program for it, or take out what distft may train without.",
         )
     config, origin = _merged([*entries, *implied])
     _check(config, origin, path)
@@ -113,16 +117,22 @@ def _flat(raw: Mapping[str, Any], program: Program) -> Iterator[tuple[str, Any]]
     """Yield every key, those of a section or of a list of sections that the table knows apart."""
     for key, value in raw.items():
         name = str(key)
-        if isinstance(value, Mapping) and any(k.startswith(f"{name}.") for k in program.keys):
+        if isinstance(value, Mapping) and value and _has_parts(program, f"{name}."):
             yield from ((f"{name}.{inner}", one) for inner, one in value.items())
-        elif isinstance(value, list) and any(k.startswith(f"{name}[].") for k in program.keys):
+        elif isinstance(value, list) and _has_parts(program, f"{name}[]."):
+            if not value:
+                yield name, None
             for place, section in enumerate(value):
-                if isinstance(section, Mapping):
+                if isinstance(section, Mapping) and section:
                     yield from ((f"{name}[{place}].{inner}", v) for inner, v in section.items())
                 else:
-                    yield f"{name}[{place}].path", section
+                    yield f"{name}[{place}].path", section or None
         else:
             yield name, value
+
+
+def _has_parts(program: Program, prefix: str) -> bool:
+    return any(key.startswith(prefix) for key in program.keys)
 
 
 def _entry(key: str, value: Any, program: Program, theirs: Theirs) -> Entry:
@@ -132,18 +142,27 @@ def _entry(key: str, value: Any, program: Program, theirs: Theirs) -> Entry:
     if value is None:
         outcome = Outcome("absent", NOT_SET)
     elif name in program.keys:
-        try:
-            outcome = program.keys[name](value, theirs)
-        except (TypeError, ValueError, AttributeError) as error:
-            # The rules read what their program allows; they check no types.
-            raise ConfigError(
-                f"{theirs.path}: {key}: got {shown(shown_value)}, which {program.name} does not "
-                "allow.",
-                "Correct it first.",
-            ) from error
+        outcome = _ruled(program.keys[name], key, value, program, theirs)
+    elif _has_parts(program, f"{name}[]."):
+        outcome = wrong("distft reads it as a list of sections")
+    elif _has_parts(program, f"{name}."):
+        outcome = missing("empty there") if value == {} else wrong("distft reads it as a section")
     else:
         outcome = unknown(name, program.keys)
     return Entry(key, shown_value, outcome)
+
+
+def _ruled(rule: Rule, key: str, value: Any, program: Program, theirs: Theirs) -> Outcome:
+    try:
+        return rule(value, theirs)
+    except (TypeError, ValueError, AttributeError) as error:
+        # The rules read what their program allows; they check no types, also of keys beside theirs.
+        got = shown(without_secrets(key, value))
+        said = f"got {got}" if value is not None else "a key it goes with has a value"
+        raise ConfigError(
+            f"{theirs.path}: {key}: {said}, which {program.name} does not allow.",
+            "Correct it first.",
+        ) from error
 
 
 def _merged(entries: list[Entry]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -159,15 +178,22 @@ def _merged(entries: list[Entry]) -> tuple[dict[str, Any], dict[str, str]]:
                     "Leave one of them out.",
                 )
             origin.setdefault(path, entry.key)
-    order = [*RunConfig.model_fields]
     config: dict[str, Any] = {}
-    for path in sorted(flat, key=lambda path: order.index(path.partition(".")[0])):
+    for path in sorted(flat, key=_place_of):
         section, _, key = path.partition(".")
         if key:
             config.setdefault(section, {})[key] = flat[path]
         else:
             config[section] = flat[path]
     return config, origin
+
+
+def _place_of(path: str) -> tuple[int, int]:
+    """Return where a key stands among ours: as they are declared, those of the method by name."""
+    section, _, key = path.partition(".")
+    declared = RunConfig.model_fields[section].annotation
+    keys = list(getattr(declared, "model_fields", ("name",)))
+    return list(RunConfig.model_fields).index(section), keys.index(key) if key in keys else 99
 
 
 def _check(config: Mapping[str, Any], origin: Mapping[str, str], path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from distft.migrate import adapters, trainer_keys
 from distft.migrate import llamafactory_rules as read
-from distft.migrate.rules import Program, Rule, absent, decided, refused, same, wrong
+from distft.migrate.rules import Program, Rule, absent, decided, refused, same
 
 _SPEED = "kernels and attention are transformers' own choice"
 _ADAMW = "distft has no such optimizer: AdamW, whose states take more memory"
@@ -211,7 +211,7 @@ KEYS: Mapping[str, Rule] = {
 
 IMPLIED: Mapping[str, Rule] = {
     "do_train": read.no_training,
-    "dataset": lambda value, theirs: wrong("it names no rows to train on"),
+    "dataset": read.no_rows,
     "stage": lambda value, theirs: decided("their default", task="sft"),
     "finetuning_type": lambda value, theirs: decided(
         "their default", method__name=read.method(theirs)

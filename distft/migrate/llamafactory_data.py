@@ -84,11 +84,7 @@ def read(theirs: Theirs, key: str, pretraining: bool) -> list[Rows]:
         ConfigError: There is no dataset_info.json.
         UnusableError: A name is not in it, or its data set is of no use here.
     """
-    root = folder(theirs)
-    try:
-        info = json.loads((root / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{root / FILE} cannot be read as JSON: {error}.") from error
+    root, info = _info(theirs, key)
     found = []
     for name in names(theirs.get(key)):
         entry = info.get(name) if isinstance(info, Mapping) else None
@@ -101,6 +97,17 @@ def read(theirs: Theirs, key: str, pretraining: bool) -> list[Rows]:
     if not found:
         raise UnusableError("it names no data set")
     return found
+
+
+def _info(theirs: Theirs, key: str) -> tuple[Path, Any]:
+    """Return the folder of the data sets, and what is known of each."""
+    if theirs.get("dataset_dir") == "ONLINE" and theirs.dataset_dir is None:
+        return Path(), {name: {"hf_hub_url": name} for name in names(theirs.get(key))}
+    root = folder(theirs)
+    try:
+        return root, json.loads((root / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{root / FILE} cannot be read as JSON: {error}.") from error
 
 
 def _rows(name: str, entry: Mapping[str, Any], root: Path, pretraining: bool) -> Rows:

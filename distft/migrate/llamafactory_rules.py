@@ -35,11 +35,16 @@ def stage(value: Any, theirs: Theirs) -> Outcome:
 def no_training(value: Any, theirs: Theirs) -> Outcome:
     """Return why a config that trains nothing is refused."""
     if theirs.get("export_dir"):
-        return wrong("do_train is not set, it exports a model: `distft export RUN DIR --merge`")
+        return wrong("not set: it exports a model, as `distft export RUN DIR --merge` does")
     return wrong(
-        "do_train is not set, it trains nothing: `distft evaluate` and `distft predict` score and "
-        "answer with a trained run"
+        "not set: it trains nothing; `distft evaluate` and `distft predict` score and answer with "
+        "a trained run"
     )
+
+
+def no_rows(value: Any, theirs: Theirs) -> Outcome:
+    """Return why a config that trains on nothing is refused."""
+    return wrong("it names no rows to train on") if theirs.get("do_train") else mapped()
 
 
 def do_train(value: Any, theirs: Theirs) -> Outcome:

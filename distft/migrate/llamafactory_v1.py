@@ -132,6 +132,15 @@ def _exports(value: Any, theirs: Theirs) -> Outcome:
     return wrong(_EXPORT)
 
 
+def _of_lora(key: str, default: float) -> Rule:
+    """Return the rule of a default of LoRA's that is not ours."""
+    return lambda value, theirs: (
+        adapters.unset(f"method.{key}", default)(value, theirs)
+        if method(theirs) in adapters.LORA
+        else mapped()
+    )
+
+
 def _no_rows(value: Any, theirs: Theirs) -> Outcome:
     return wrong("it names no rows to train on")
 
@@ -201,6 +210,8 @@ IMPLIED: Mapping[str, Rule] = {
     "peft_config.name": lambda value, theirs: decided(
         "no peft_config: every parameter is trained", method__name="full"
     ),
+    "peft_config.lora_alpha": _of_lora("lora_alpha", 16),
+    "peft_config.lora_dropout": _of_lora("lora_dropout", 0.05),
     "learning_rate": adapters.unset("train.learning_rate", 1e-4),
     "micro_batch_size": adapters.unset("train.per_device_train_batch_size", 1),
     "lr_scheduler_config": lambda value, theirs: decided(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from distft.migrate.convert import Migration
+from distft.migrate.rules import shown
 
 _WIDTH = 100
 
@@ -27,18 +28,14 @@ def config_text(made: Migration) -> str:
         f"# From {made.source.name} of {made.program}, by `distft migrate`.",
         "# `distft plan FILE` shows what it would do.",
     ]
-    said = ""
+    said: set[str] = set()
     for key, value in made.config.items():
         if isinstance(value, Mapping):
             lines.append(f"{key}:")
         for inner, one in value.items() if isinstance(value, Mapping) else ((None, value),):
             path = key if inner is None else f"{key}.{inner}"
             indent = "" if inner is None else "  "
-            comment, line = _line(path, one, notes)
-            if comment != said:
-                lines += _comment(comment, f"{indent}# ", f"{indent}# ")
-            said = comment
-            lines.append(indent + line)
+            lines += _said_once(path, one, notes, said, indent)
     absent = [entry for entry in made.of("absent") if entry.value is not None]
     if absent:
         lines += ["", "# Without counterpart:"]
@@ -64,7 +61,13 @@ def listing(made: Migration) -> str:
     }
     lines = [f"{made.source} is a config of {made.program} (told by {', '.join(made.because)})"]
     for title, entries in parts.items():
-        lines += [f"{title}: {len(entries)}"] + [f"  {entry.said}" for entry in entries]
+        lines.append(f"{title}: {len(entries)}")
+        for entry in entries:
+            # Such as the paths of several sets, which all make data.train.
+            first = next(one for one in entries if one.outcome == entry.outcome)
+            again = entry.outcome.sets and first is not entry
+            named = f"{shown(entry.key)}: {shown(entry.value)} -> as {first.key}"
+            lines.append(f"  {named if again else entry.said}")
     return "\n".join(lines)
 
 
@@ -80,14 +83,22 @@ def _notes(made: Migration) -> dict[str, tuple[list[str], str]]:
     return found
 
 
-def _line(path: str, value: Any, notes: Mapping[str, tuple[Sequence[str], str]]) -> tuple[str, str]:
-    """Return what to say above a key, and the key with its value and, where it differs, theirs."""
+def _said_once(
+    path: str,
+    value: Any,
+    notes: Mapping[str, tuple[Sequence[str], str]],
+    said: set[str],
+    indent: str,
+) -> list[str]:
+    """Return a key with its value; why it was chosen stands above the first key it holds for."""
     sources, why = notes[path]
     key, told = path.rpartition(".")[2], ", ".join(sources)
-    line = f"{key}: {_flow(value)}"
-    if why:
-        return f"{told}: {why}", line
-    return "", line if list(sources) == [key] else f"{line}  # {told}"
+    reason = f"{told}: {why}" if why else ""
+    line = f"{indent}{key}: {_flow(value)}"
+    if reason and reason not in said:
+        said.add(reason)
+        return [*_comment(reason, f"{indent}# ", f"{indent}# "), line]
+    return [line if list(sources) == [key] else f"{line}  # {told}"]
 
 
 def _flow(value: Any) -> str:

@@ -207,6 +207,7 @@ def test_the_address_guard_sees(where: str, source: str, refused: bool) -> None:
         "from distft import cli; cli.main(['formats'])",
         "from distft import cli; cli.main(['init'])",
         "from distft import cli; cli.main(['schema'])",
+        "import distft.migrate.convert, distft.migrate.writing",
         "from distft import cli; cli.main(['version'])",
         "import distft.api, distft.config_file, distft.assets",
     ],

@@ -22,7 +22,7 @@ from distft import api, config_file
 from distft.errors import ConfigError, PlanError
 from distft.migrate import trainer_keys
 from distft.migrate.convert import PROGRAMS, Migration, migrate
-from distft.migrate.rules import UNKNOWN, Program, Theirs
+from distft.migrate.rules import UNKNOWN, Program, Theirs, shown
 from distft.migrate.writing import config_text, listing
 
 LLAMAFACTORY: dict[str, Any] = {
@@ -121,7 +121,8 @@ def outcome(made: Migration, key: str) -> tuple[str, dict[str, Any]]:
 
 # Every key of the input is said, once.
 
-KEYS = st.text(st.characters(codec="ascii", exclude_characters=".[]"), min_size=1, max_size=12)
+# Beginning with a letter, so that YAML reads no number.
+KEYS = st.text(st.characters(codec="ascii", exclude_characters=".[]"), max_size=12).map("k".__add__)
 PLAIN = st.one_of(
     st.none(),
     st.booleans(),
@@ -157,7 +158,7 @@ def test_every_key_ends_up_in_exactly_one_list(
     document = made.as_dict()
     assert sum(len(document[kind]) for kind in ("mapped", "decided", "absent")) == len(lists)
     said = listing(made)
-    assert all(f"  {one.said}" in said for one in made.entries)
+    assert all(f"\n  {shown(one.key)}" in said for one in made.entries)
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda one: one.name)
@@ -190,6 +191,30 @@ def test_a_key_of_the_table_does_something_or_has_a_reason(program: Program) -> 
             told = rule(True, theirs)
             assert told.sets or told.reason, key
             assert not (told.sets and told.verdict in ("absent", "refused")), key
+
+
+def test_an_empty_list_or_section_is_said_too(folder: Path) -> None:
+    made = of({**AXOLOTL, "test_datasets": [], "fsdp_config": {}}, folder)
+    assert outcome(made, "test_datasets") == ("absent", {})
+    assert outcome(made, "fsdp_config") == ("absent", {})
+    made = of({**V1, "quant_config": {}, "peft_config": None}, folder)
+    assert outcome(made, "quant_config") == ("absent", {})
+    assert outcome(made, "peft_config") == ("absent", {})
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({**AXOLOTL, "datasets": "rows.jsonl"}, "datasets: rows.jsonl (distft reads it as a list"),
+        ({**V1, "peft_config": "lora"}, "peft_config: lora (distft reads it as a section)"),
+        ({**AXOLOTL, "datasets": [{"type": "alpaca"}]}, "it names no rows to train on"),
+        ({**AXOLOTL, "datasets": []}, "it names no rows to train on"),
+    ],
+)
+def test_a_section_of_another_shape_is_refused(
+    folder: Path, config: dict[str, Any], said: str
+) -> None:
+    assert said in refusal(config, folder)
 
 
 # Which program it is.
@@ -308,7 +333,7 @@ def test_llamafactory_keys(folder: Path, theirs: dict[str, Any], ours: dict[str,
     [
         ({"stage": "dpo"}, "stage: dpo (distft trains stages sft and pt"),
         ({"stage": "ppo"}, "stage: ppo"),
-        ({"do_train": False}, "it trains nothing: `distft evaluate`"),
+        ({"do_train": False}, "it trains nothing; `distft evaluate`"),
         ({"dataset": None}, "it names no rows to train on"),
         ({"dataset": "pictures"}, "pictures has images; distft learns from text"),
         ({"dataset": "pairs"}, "pairs holds preferences"),
@@ -338,7 +363,7 @@ def test_all_reasons_are_said_at_once(folder: Path) -> None:
         {**LLAMAFACTORY, "stage": "kto", "dataset": "pairs", "use_dft_loss": True}, folder
     )
     assert [line.split(":")[0] for line in said.splitlines()[1:]] == [
-        *("stage", "dataset", "use_dft_loss"),
+        *("- stage", "- dataset", "- use_dft_loss"),
     ]
 
 
@@ -382,6 +407,11 @@ def test_a_set_on_the_hub_becomes_an_address_and_is_said(folder: Path) -> None:
     assert made.config["data"]["train"] == "hf://datasets/org/rows"
     assert outcome(made, "dataset")[0] == "decided"
     assert "(there: subset en, split train)" in listing(made)
+
+
+def test_names_of_hub_data_need_no_dataset_info(folder: Path) -> None:
+    made = of({**LLAMAFACTORY, "dataset_dir": "ONLINE", "dataset": "org/a,org/b"}, folder)
+    assert made.config["data"]["train"] == ["hf://datasets/org/a", "hf://datasets/org/b"]
 
 
 def test_a_file_that_is_not_here_is_said(folder: Path) -> None:
@@ -477,6 +507,41 @@ def test_secrets_are_not_shown(folder: Path) -> None:
     )
     assert secret not in config_text(made) + listing(made) + json.dumps(made.as_dict())
     assert "hf_hub_token: ***" in listing(made)
+
+
+# LLaMA-Factory v1.
+
+
+def test_v1_is_read_by_sections(folder: Path) -> None:
+    made = of(
+        {
+            **V1,
+            "peft_config": {"name": "lora", "r": 16, "target_modules": "all"},
+            "quant_config": {"name": "bnb", "quantization_bit": 8},
+            "dist_config": {"name": "deepspeed", "config_file": "ds_z2_config.json"},
+            "kernel_config": {"name": "auto", "odd": 1},
+            "global_batch_size": 4,
+        },
+        folder,
+    )
+    assert made.config["method"] == {
+        "name": "qlora",
+        "quant_type": "int8",
+        "r": 16,
+        "target_modules": "all-linear",
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+    }
+    assert made.config["data"]["train"] == "data/chats.json"
+    assert made.config["train"]["lr_scheduler_type"] == "constant"
+    assert made.config["cluster"]["zero_stage"] == 2
+    assert outcome(made, "kernel_config.odd") == ("absent", {})
+
+
+def test_v1_rows_need_a_converter(folder: Path) -> None:
+    (folder / "sets.yaml").write_text(yaml.safe_dump({"own": {"path": "x.jsonl"}}))
+    assert "own holds no rows that distft reads" in refusal(V1, folder)
+    assert "no such YAML of data sets" in refusal({**V1, "train_dataset": "org/rows"}, folder)
 
 
 # axolotl.

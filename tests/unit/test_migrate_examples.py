@@ -21,8 +21,8 @@ from distft.migrate.writing import config_text
 PLANS = "plans"
 NO_CONFIG = "is no config of"
 IMAGES = "image_max_pixels: 262144 (distft learns from text only)"
-NO_TRAINING = "do_train is not set, it trains nothing"
-EXPORTS = "do_train is not set, it exports a model"
+NO_TRAINING = "do_train (not set: it trains nothing"
+EXPORTS = "do_train (not set: it exports a model"
 STORED = "by its name its weights are stored as"
 LOSS = "distft has no such loss"
 
