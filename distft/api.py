@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from distft.data.manifest import Manifest
     from distft.data.preview import Preview
-    from distft.launch.submit import Job
+    from distft.launch.attempt import Job
     from distft.plan import Plan
     from distft.search.replay import Replay
 
@@ -349,7 +349,8 @@ def jobs(*, address: str | None = None) -> list[Job]:
     Returns:
         Those that have not ended with the last line of their log.
     """
-    from distft.launch.submit import LIVE, Jobs
+    from distft.launch.attempt import LIVE
+    from distft.launch.submit import Jobs
 
     cluster = Jobs(address)
     return [cluster.told(job) if job.state in LIVE else job for job in cluster.all()]

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `distft --help` stays quick
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -330,6 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done, 2 wrong input, 3 refused, 4 the run failed, 75 lost, 130 interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug, as_json = "--debug" in words, "--json" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
@@ -349,6 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"{type(cause).__name__}: {cause}".splitlines()[0]
         document = {"error": type(error).__name__, "message": message, "exit_code": FAILED}
         return _explain(error, {**document, "hint": "--debug shows the traceback."}, debug, as_json)
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
     if status == INTERRUPTED:
         sys.stderr.write("Interrupted. The same command continues a run or a study.\n")
     return status

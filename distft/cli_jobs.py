@@ -13,7 +13,7 @@ from distft.errors import ConfigError
 from distft.output import answer, lines, table
 
 if TYPE_CHECKING:
-    from distft.launch.submit import Job
+    from distft.launch.attempt import Job
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -75,7 +75,7 @@ def submit(
             return
         write = _write if wait else None
         job = api.submit(loaded, address=address, command=command, fresh=fresh, follow=write)
-        show(job.model_dump(), "" if wait else _told(job))
+        show(job.model_dump(), "" if wait else _submitted(job))
     _exit_as(job, wait)
 
 
@@ -132,6 +132,13 @@ def _name(word: str) -> str:
 
     path = Path(word)
     return config_file.load(path).name if path.suffix in (".yaml", ".yml") else word
+
+
+def _submitted(job: Job) -> str:
+    if job.state == "succeeded":
+        return f"{job.id} has completed it:\n{job.said}"
+    what = f"{job.id} is running already" if job.said else f"submitted {job.id}"
+    return f"{what}; its directory: {job.run_dir}\nfollow it: distft logs -f {job.id}"
 
 
 def _told(job: Job) -> str:

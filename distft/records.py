@@ -72,6 +72,8 @@ class RunRecord(BaseModel):
     started: str
     """UTC, ISO 8601."""
     duration_s: float
+    jobs: list[str] = Field(default_factory=list)
+    """Ids of the cluster jobs that worked on it, the last one last."""
     baseline: Metrics = Field(default_factory=dict)
     """Metrics on the eval rows before the first step."""
     final: Metrics = Field(default_factory=dict)
@@ -204,6 +206,8 @@ class StudyRecord(BaseModel):
     started: str
     """UTC, ISO 8601."""
     duration_s: float = 0.0
+    jobs: list[str] = Field(default_factory=list)
+    """Ids of the cluster jobs that worked on it, the last one last."""
     error: dict[str, Any] | None = None
 
 

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +28,9 @@ from distft.records import (
     write_json,
     write_text,
 )
+
+JOB_VARIABLE = "DISTFT_JOB"
+"""Environment variable of a job's processes: its id."""
 
 
 def check_free(run_dir: Path, config_hash: str, *, fresh: bool) -> RunRecord | None:
@@ -279,6 +282,19 @@ def first_record(
         duration_s=0.0,
         peak_memory_bytes={"planned": made.memory.total_bytes},
     )
+
+
+def with_this_job(jobs: Sequence[str]) -> list[str]:
+    """Return the jobs that worked on a run or study, with the one this process belongs to.
+
+    Args:
+        jobs: Ids of the earlier ones.
+
+    Returns:
+        The same outside of a job.
+    """
+    job = os.environ.get(JOB_VARIABLE)
+    return [*jobs, job] if job and job not in jobs else list(jobs)
 
 
 def with_result(record: RunRecord, result: Metrics, duration_s: float) -> RunRecord:

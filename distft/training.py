@@ -239,6 +239,8 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
         root, manifest = prepared(config, console)
         made = make_plan(config, stats_of(manifest, config.data.mix_shares), capacity_of(config))
         record = run_dir.first_record(config, config_hash, made, manifest, machine.versions())
+        earlier = read_record(folder).jobs if (folder / "run.json").exists() else []
+        record = record.model_copy(update={"jobs": run_dir.with_this_job(earlier)})
         run_dir.write_start(folder, config, made, record)
         if not (folder / "eval.json").exists():
             preflight.check(config, made, folder, nodes)

@@ -19,7 +19,9 @@ from pathlib import Path
 INSTALL_LINE = "run as root on Linux with the package iproute2"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 START_S = 120
-FEW_WORKERS = {
+SETTINGS = {
+    # How long lost hosts are waited for.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     # A dead host is noticed within seconds.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "4",
@@ -118,7 +120,7 @@ class Hosts:
         with (self.folder / f"{name}.log").open("wb") as log:
             self.started[name] = subprocess.Popen(
                 ["ip", "netns", "exec", space, "sh", "-c", command, "sh", *ray],
-                env={**self.variables(), **FEW_WORKERS, **self.environment},
+                env={**self.variables(), **SETTINGS, **self.environment, "TMPDIR": str(self.local)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -7,13 +7,13 @@ several workers is pulled like one of a single process, and ends by itself when 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from typing import Any
 
 import ray
 
 from distft.config_sections import ClusterConfig
+from distft.launch import session
 from distft.launch.trainer import fit
 from distft.records import Metrics
 from distft.train.job import Order
@@ -21,8 +21,6 @@ from distft.train.job import Order
 _POLL_S = 1.0
 _END_S = 60.0
 """Longest wait for workers to end; a process that waits for their placement ends with ours."""
-_PLACEMENT_S = 7 * 24 * 3600
-"""Longest a trial waits for its workers to fit: other trials or users hold the resources."""
 
 
 class _Gate:
@@ -75,7 +73,7 @@ class NestedTrial:
         Args:
             order: Of the trial.
         """
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_PLACEMENT_S)
+        session.configure()
         self._gate = ray.remote(num_cpus=0)(_Gate).remote()
         self._error, self._waiting = None, False
         self._fit = threading.Thread(target=self._run, args=(order,), daemon=True)

@@ -5,15 +5,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from distft.capacity import DATA_CPUS, Capacity, local_capacity
 from distft.config_sections import ClusterConfig
-from distft.errors import ClusterError
+from distft.errors import ClusterError, LostError
 
+TOKEN_HINT = (
+    "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
+)
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
+
+_START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_SETTINGS = {
+    # Workers must find relative model and data paths where the command was given.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    _START_TIMEOUT: "300",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+def configure() -> None:
+    """Set Ray Train's variables in this process, unless the user has."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def start_timeout_s() -> float:
+    """Return how long workers may take to find their places, and lost nodes to come back."""
+    return float(os.environ.get(_START_TIMEOUT, _SETTINGS[_START_TIMEOUT]))
 
 
 @contextlib.contextmanager
@@ -29,16 +55,14 @@ def connected(cluster: ClusterConfig, *, slots: int = 0, state_api: bool = False
         Nothing.
 
     Raises:
-        ClusterError: No cluster answers at the address.
+        ClusterError: The cluster refuses the token.
+        LostError: No cluster answers at the address.
     """
     if ray.is_initialized():
         yield
         return
-    # Workers must find relative model and data paths where the command was given.
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    configure()
+    on_termination = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if cluster.address is None:
@@ -54,11 +78,18 @@ def connected(cluster: ClusterConfig, *, slots: int = 0, state_api: bool = False
             )
         else:
             ray.init(address=cluster.address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except AuthenticationError as error:
         raise ClusterError(
+            f"The cluster at {cluster.address} refuses the token, or got none.", TOKEN_HINT
+        ) from error
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise LostError(
             f"No Ray cluster answers at {cluster.address or 'this machine'}: {error}",
             "Check cluster.address with `ray status`, or leave it out for a local Ray.",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler leaves with the signal's number, as if the run had failed.
+        signal.signal(signal.SIGTERM, on_termination)
     try:
         yield
     finally:

@@ -13,20 +13,32 @@ import os
 import re
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from distft.config import RunConfig
-from distft.errors import ClusterError, ConfigError, LostError, TrainError
+from distft.errors import ClusterError, ConfigError, LostError
+from distft.launch.attempt import (
+    CONFIG_FILE,
+    LIVE,
+    Job,
+    check_secrets,
+    digest_of,
+    exit_code,
+    files_of,
+    next_attempt,
+    submission_id,
+)
+from distft.launch.probe import Found
+from distft.launch.session import TOKEN_HINT
+from distft.run_dir import JOB_VARIABLE
 
-CONFIG_FILE = "config.yaml"
 REQUEST_S = 30
 """Longest wait for an answer of the Jobs API."""
 _POLL_S = 0.5
@@ -34,69 +46,6 @@ _QUIET_S = 5.0
 """Without a word of its log for so long, a job is asked whether it is still there."""
 _MARK = "distft"
 """Key of the metadata that only distft's jobs have."""
-
-State = Literal["pending", "running", "stopped", "succeeded", "failed"]
-LIVE = ("pending", "running")
-_INTERRUPTED = 130
-
-
-class Job(BaseModel):
-    """One attempt at a run or a study."""
-
-    id: str
-    """Submission id: NAME-aATTEMPT."""
-    name: str
-    attempt: int
-    command: Literal["train", "tune"]
-    state: State
-    exit_code: int | None
-    """As of the command line; None: it has not ended. 75: the same command may succeed."""
-    started: str | None
-    """UTC, ISO 8601."""
-    ended: str | None
-    """UTC, ISO 8601; None: it has not."""
-    run_dir: str
-    """On the cluster."""
-    config: str
-    """Digest of its configuration file."""
-    said: str = ""
-    """Last line of its log."""
-
-
-def exit_code(state: State, driver_exit_code: int | None) -> int | None:
-    """Return what the command line returns for a job.
-
-    Args:
-        state: Of the job.
-        driver_exit_code: What its process returned, where Ray knows.
-
-    Returns:
-        None for one that has not ended; 75 where Ray, not the command, ended it.
-    """
-    if state in LIVE:
-        return None
-    if state == "succeeded":
-        return 0
-    if state == "stopped":
-        return _INTERRUPTED
-    if driver_exit_code in (2, 3, 4, LostError.exit_code, _INTERRUPTED):
-        return driver_exit_code
-    # Without a code Ray lost the process; a signal, which a shell tells as 128 more, ended it.
-    lost = driver_exit_code is None or driver_exit_code < 0 or driver_exit_code > 128
-    return LostError.exit_code if lost else TrainError.exit_code
-
-
-def submission_id(name: str, attempt: int) -> str:
-    """Return the submission id of an attempt.
-
-    Args:
-        name: Of the run or study.
-        attempt: From 1.
-
-    Returns:
-        The same for the same.
-    """
-    return f"{name}-a{attempt}"
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray ships no types
@@ -137,8 +86,7 @@ class Jobs:
         except AuthenticationError as error:
             raise ClusterError(
                 f"The cluster at {self._address} refuses the token, or got none.",
-                "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds the "
-                "cluster's token.",
+                TOKEN_HINT,
             ) from error
         except (OSError, RuntimeError) as error:
             # Of a failed request Ray gives the text of the answer, often a traceback.
@@ -213,7 +161,7 @@ class Jobs:
             return str(self._client.get_job_logs(job.id))
 
     def submit(self, config: RunConfig, command: Literal["train", "tune"], *, fresh: bool) -> Job:
-        """Start the next attempt.
+        """Start the next attempt, once every node was found to see what it reads and writes.
 
         Args:
             config: With absolute paths.
@@ -221,29 +169,31 @@ class Jobs:
             fresh: Delete what the run directory holds first.
 
         Returns:
-            The job; one that is running already, or has ended well with the same configuration,
-            is returned as it is.
+            The job; one that is running already, or has completed the run with the same
+            configuration, is returned as it is.
 
         Raises:
-            ClusterError: The run is being worked on with other settings.
+            ClusterError: The run is being worked on with other settings, or a node does not see
+                what it needs.
         """
-        files = _files(config)
-        digest = _digest(files)
-        jobs = self.of(config.name)
-        held = jobs[-1] if jobs else None
+        check_secrets(config)
+        files = files_of(config)
+        digest = digest_of(command, files)
+        held = next(reversed(self.of(config.name)), None)
         if held is not None and held.state in LIVE:
-            return held
-        if held is not None and held.state == "succeeded" and held.config == digest and not fresh:
-            return held
-        attempt = held.attempt + 1 if held else 1
-        words = [
-            "python",
-            "-m",
-            "distft.cli",
-            command,
-            CONFIG_FILE,
-            *(["--fresh"] if fresh else []),
-        ]
+            if held.config != digest or fresh:
+                raise ClusterError(
+                    f"{held.id} is {held.state}, with other settings.",
+                    f"Stop it first (distft stop {held.id}), or choose another name.",
+                )
+            return self.told(held)
+        found = self._probe(config.name, files)
+        _check_seen(found, config)
+        unchanged = held is not None and (held.state, held.config) == ("succeeded", digest)
+        if held is not None and unchanged and found.completed and not fresh:
+            return self.told(held)
+        attempt = next_attempt(config.name, held.attempt if held else 0, found.jobs)
+        words = ("distft.cli", command, CONFIG_FILE, *(("--fresh",) if fresh else ()))
         metadata = {
             _MARK: command,
             "name": config.name,
@@ -251,8 +201,9 @@ class Jobs:
             "run_dir": str(config.run_dir),
             "config": digest,
         }
-        self._start(submission_id(config.name, attempt), words, files, metadata)
-        return self.find(submission_id(config.name, attempt))
+        job_id = submission_id(config.name, attempt)
+        self._start(job_id, words, files, metadata)
+        return self.find(job_id)
 
     def _start(
         self, job_id: str, words: Sequence[str], files: dict[str, str], metadata: dict[str, str]
@@ -261,11 +212,28 @@ class Jobs:
             for name, text in files.items():
                 (Path(folder) / name).write_text(text, encoding="utf-8")
             self._client.submit_job(
-                entrypoint=" ".join(words),
+                entrypoint=f"python -m {' '.join(words)}",
                 submission_id=job_id,
-                runtime_env={"working_dir": folder},
+                runtime_env={"working_dir": folder, "env_vars": {JOB_VARIABLE: job_id}},
                 metadata=metadata,
             )
+
+    def _probe(self, name: str, files: dict[str, str]) -> Found:
+        """Return what the nodes see of a run; a job of a few seconds, which leaves no trace."""
+        job_id = f"{name}-probe-{uuid.uuid4().hex[:8]}"
+        self._start(job_id, ("distft.launch.probe", CONFIG_FILE), files, {})
+        with self._asking():
+            while (details := self._client.get_job_info(job_id)).status.value.lower() in LIVE:
+                time.sleep(_POLL_S)
+            said = _last_line(str(self._client.get_job_logs(job_id)))
+            self._client.delete_job(job_id)
+        if details.driver_exit_code == 0:
+            return Found.model_validate_json(said)
+        raise ClusterError(
+            f"The cluster at {self._address} cannot run distft: {said}",
+            "Install distft on every node, and start Ray there from its environment: jobs run the "
+            "`python` that the nodes find.",
+        )
 
     def wait(self, job: Job) -> Job:
         """Return a job once it has ended.
@@ -328,17 +296,22 @@ class Jobs:
         return self.wait(job)
 
 
-def _files(config: RunConfig) -> dict[str, str]:
-    """Return the files of a job: file name -> text."""
-    cluster = config.cluster.model_copy(update={"address": "auto"})
-    plain = config.model_copy(update={"cluster": cluster}).dump()
-    return {CONFIG_FILE: yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)}
-
-
-def _digest(files: dict[str, str]) -> str:
-    import hashlib
-
-    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+def _check_seen(found: Found, config: RunConfig) -> None:
+    if found.unseen:
+        node, path = found.unseen[0]
+        raise ClusterError(
+            f"Node {node} does not see {path}.",
+            "Fetch it on every node: python -m distft.assets."
+            if path.startswith("asset:")
+            else "Put it where every node sees it at the same path, or behind an address such as "
+            "s3://bucket/rows.jsonl.",
+        )
+    if found.unshared:
+        raise ClusterError(
+            f"Node {found.unshared[0]} does not see the output directory {config.output_dir}, or "
+            "may not write there.",
+            "Set output_dir to storage that every node mounts at the same path.",
+        )
 
 
 def _job(details: JobDetails) -> Job:

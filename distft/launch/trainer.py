@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from distft.config_sections import ClusterConfig
-from distft.errors import DistftError, TrainError
+from distft.errors import DistftError, LostError, TrainError
 from distft.launch.network import NodeTorchConfig
+from distft.launch.room import resources, wait_for_room
 from distft.launch.worker import run_worker
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 RESTARTS = 2
 """How often a group is started again after a worker died; errors of the run are never retried."""
+_START_FAILED = "WorkerGroupStartupFailedError"
+_PEER_LOST = re.compile(
+    "gloo/transport|gloo/rendezvous|NCCL|Connection (closed|reset|refused)|Broken pipe"
+)
+"""What the others of a group raise when a node is lost, before Ray has noticed it."""
 
 
 def fit(
@@ -43,10 +50,13 @@ def fit(
 
     Raises:
         DistftError: What the workers raised.
-        TrainError: Workers died more often than RESTARTS, or raised something else.
+        LostError: Workers died more often than RESTARTS, or have no place any more.
+        TrainError: They raised something else.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    for attempt in range(RESTARTS + 1):
+    losses = 0
+    while True:
+        wait_for_room(order.plan, cluster, say)
         try:
             # distft owns the checkpoints; what Ray keeps of a run is of no use after it.
             with tempfile.TemporaryDirectory(prefix="distft-ray-") as storage:
@@ -57,12 +67,30 @@ def fit(
             if isinstance(cause, DistftError):
                 raise cause from None
             logs = order.run_dir / "logs"
-            if not isinstance(cause, RayActorError) or attempt == RESTARTS:
-                raise TrainError(
+            if _is_unplaced(cause):
+                continue
+            losses += _is_loss(cause)
+            if losses > RESTARTS or not _is_loss(cause):
+                kind = LostError if _is_loss(cause) else TrainError
+                raise kind(
                     f"A worker failed: {type(cause).__name__}: {_first_line(cause)}",
                     f"The workers' logs are in {logs}; the same command continues the run.",
                 ) from error
-            say(f"a worker died; starting again from the newest checkpoint ({attempt + 1})")
+            say(f"a worker died; starting again from the newest checkpoint ({losses})")
+
+
+def _is_unplaced(cause: BaseException) -> bool:
+    """Return whether the workers found no place in time: others were faster, or a node is lost."""
+    # Ray Train keeps the class to itself.
+    return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _is_loss(cause: BaseException) -> bool:
+    """Return whether a worker or its node was lost, rather than that the run raised."""
+    if isinstance(cause, OutOfMemoryError):
+        return False
+    known = isinstance(cause, RayActorError) or type(cause).__name__ == _START_FAILED
+    return known or bool(_PEER_LOST.search(str(cause)))
 
 
 class _InterruptibleTrainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
@@ -74,9 +102,6 @@ def _trainer(
     order: Order, cluster: ClusterConfig, gate: ActorHandle | None, storage: str
 ) -> TorchTrainer:
     plan = order.plan
-    resources = {"CPU": float(cluster.cpus_per_worker)}
-    if plan.device == "cuda":
-        resources["GPU"] = 1.0
     environment = {
         "DS_ACCELERATOR": plan.device,
         "OMP_NUM_THREADS": str(plan.threads_per_worker),
@@ -88,11 +113,13 @@ def _trainer(
         scaling_config=ScalingConfig(
             num_workers=plan.world_size,
             use_gpu=plan.device == "cuda",
-            resources_per_worker=resources,
+            resources_per_worker=resources(plan, cluster),
         ),
         run_config=RunConfig(
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=2),
+            failure_config=FailureConfig(
+                max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+            ),
             worker_runtime_env={"env_vars": environment},
         ),
         torch_config=NodeTorchConfig(backend="nccl" if plan.device == "cuda" else "gloo"),

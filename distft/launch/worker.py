@@ -34,7 +34,9 @@ def run_worker(order: dict[str, Any]) -> None:
     log_to(given.run_dir / "logs" / f"worker-{rank:05d}.log")
     plan = given.plan
     torch.set_num_threads(plan.threads_per_worker)
-    print(f"rank {rank} of {plan.world_size}: {plan.threads_per_worker} thread(s)", flush=True)  # noqa: T201 - to the run's log
+    here = ray.util.get_node_ip_address()
+    said = f"rank {rank} of {plan.world_size} on {here}: {plan.threads_per_worker} thread(s)"
+    print(said, flush=True)  # noqa: T201 - to the run's log
     job = make_job(given, rank, lambda _, plans: stream(given.data_root, "train", plans))
     engine = make_engine(job)
     for report in train(job, engine):

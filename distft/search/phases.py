@@ -14,6 +14,7 @@ from optuna.storages import BaseStorage
 from distft.config import RunConfig
 from distft.errors import SearchError
 from distft.records import Candidate, StudyRecord, TrialRecord, write_json, write_text
+from distft.run_dir import with_this_job
 from distft.search.budget import TRIALS, budget_of
 from distft.search.choose import candidates, ranked, recommend
 from distft.search.desk import Desk
@@ -71,6 +72,8 @@ class Search:
         self._earlier_s = float(self._search.attributes.get(_WALL, 0.0))
         self._began = self._search.attributes.get("started") or _now()
         self._search.note("started", self._began)
+        self._jobs = with_this_job(self._search.attributes.get("jobs", []))
+        self._search.note("jobs", self._jobs)
         self._desk = Desk(self._search, _Sampled(self), setting, self._goals, self._changed)
 
     # What the sampled source asks for.
@@ -251,6 +254,7 @@ class Search:
             versions=dict(setting.versions),
             started=self._began,
             duration_s=self._wall_s(),
+            jobs=self._jobs,
         )
 
 

@@ -15,7 +15,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distft.errors import DistftError, SearchError
+from distft.errors import DistftError, LostError, SearchError
+from distft.launch.room import Watch
 from distft.launch.trainer import loss_of_process
 from distft.search.desk import Desk, Launch
 from distft.search.setting import Setting
@@ -135,6 +136,23 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
     def __init__(self, desk: Desk) -> None:
         super().__init__()
         self._desk = desk
+        self._watch: Watch | None = None
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return Tune's own choice; end a study whose trials have no place any more."""
+        trials = {trial.status: trial for trial in tune_controller.get_trials()}
+        waiting = trials.get("PENDING")
+        if waiting is None or "RUNNING" in trials:
+            self._watch = None
+        else:
+            each = waiting.placement_group_factory.required_resources
+            self._watch = self._watch or Watch(each, 1)
+            try:
+                self._watch.lacking()
+            except LostError as error:
+                self._desk.error = error
+                raise tune.TuneError(str(error)) from error
+        return super().choose_trial_to_run(tune_controller)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return Tune's word for what the desk decided."""
@@ -150,6 +168,10 @@ class _Decisions(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
         """Tell the desk what a trial raised, or that its process was lost."""
         number = trial.config["number"]
         what, error = loss_of_process(_error_of(trial))
+        if isinstance(error, LostError):
+            # No fault of the trial, which goes on when the study does.
+            self._desk.error = error
+            return
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         if isinstance(error, NotCleanError):
             self._desk.lose(number, reason, attempts=0)
