@@ -100,6 +100,6 @@ def wait_for_room(plan: Plan, cluster: ClusterConfig, say: Callable[[str], None]
             return
         if said is None or time.monotonic() - said > _SAY_S:
             said = time.monotonic()
-            who = "nodes, which were lost," if lacking else "other jobs"
+            who = "lost nodes" if lacking else "other jobs"
             say(f"waiting for {who}: {watch.needs()} ...")
         time.sleep(_POLL_S)

@@ -16,9 +16,6 @@ from distft.capacity import DATA_CPUS, Capacity, local_capacity
 from distft.config_sections import ClusterConfig
 from distft.errors import ClusterError, LostError
 
-TOKEN_HINT = (
-    "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
-)
 LOCAL_OBJECT_STORE_BYTES = 1 << 30
 
 _START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -40,6 +37,24 @@ def configure() -> None:
 def start_timeout_s() -> float:
     """Return how long workers may take to find their places, and lost nodes to come back."""
     return float(os.environ.get(_START_TIMEOUT, _SETTINGS[_START_TIMEOUT]))
+
+
+def refused(address: str, error: AuthenticationError) -> ClusterError:
+    """Return what to say of a cluster that refuses the token, or got none.
+
+    Args:
+        address: Of the cluster.
+        error: Ray's, which names no token.
+
+    Returns:
+        The error to raise.
+    """
+    said = str(error.message).strip().splitlines()[0].split(". ")[0]
+    return ClusterError(
+        f"The cluster at {address} cannot be used: {said}.",
+        "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the file that holds the cluster's "
+        "token.",
+    )
 
 
 @contextlib.contextmanager
@@ -79,9 +94,7 @@ def connected(cluster: ClusterConfig, *, slots: int = 0, state_api: bool = False
         else:
             ray.init(address=cluster.address, **quiet)
     except AuthenticationError as error:
-        raise ClusterError(
-            f"The cluster at {cluster.address} refuses the token, or got none.", TOKEN_HINT
-        ) from error
+        raise refused(cluster.address or "this machine", error) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise LostError(
             f"No Ray cluster answers at {cluster.address or 'this machine'}: {error}",

@@ -36,7 +36,7 @@ from distft.launch.attempt import (
     submission_id,
 )
 from distft.launch.probe import Found
-from distft.launch.session import TOKEN_HINT
+from distft.launch.session import refused
 from distft.run_dir import JOB_VARIABLE
 
 REQUEST_S = 30
@@ -73,7 +73,7 @@ class Jobs:
         for module in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
         logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
-        self._address = address or "the default address"
+        self._address = address or os.environ.get("RAY_ADDRESS", "the default address")
         with self._asking():
             self._client = _Client(address)
         self._address = self._client.get_address()
@@ -84,10 +84,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError as error:
-            raise ClusterError(
-                f"The cluster at {self._address} refuses the token, or got none.",
-                TOKEN_HINT,
-            ) from error
+            raise refused(self._address, error) from error
         except (OSError, RuntimeError) as error:
             # Of a failed request Ray gives the text of the answer, often a traceback.
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
