@@ -248,11 +248,12 @@ def submit(
         DistftError: Anything wrong or refused, or no cluster answers.
     """
     from distft import training
+    from distft.launch.attempt import on_storage
     from distft.launch.submit import Jobs
 
     jobs = Jobs(address or config.cluster.address)
     wanted = _command(config, command)
-    job = jobs.submit(training.with_absolute_paths(config), wanted, fresh=fresh)
+    job = jobs.submit(training.with_absolute_paths(on_storage(config)), wanted, fresh=fresh)
     return jobs.follow(job, follow) if follow else job
 
 

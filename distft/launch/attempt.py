@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Literal
 
 import yaml
@@ -93,6 +94,21 @@ def next_attempt(name: str, known: int, recorded: Sequence[str]) -> int:
     begin = f"{name}-a"
     numbers = [id[len(begin) :] for id in recorded if id.startswith(begin)]
     return 1 + max([known, *(int(number) for number in numbers if number.isdecimal())])
+
+
+def on_storage(config: RunConfig) -> RunConfig:
+    """Put a relative output directory below the storage that every node mounts.
+
+    Args:
+        config: As the user gave it.
+
+    Returns:
+        A copy; the same where `cluster.storage` is not set or `output_dir` is absolute.
+    """
+    if config.cluster.storage is None:
+        return config
+    output_dir = str(PurePosixPath(config.cluster.storage) / config.output_dir)
+    return config.model_copy(update={"output_dir": output_dir})
 
 
 def files_of(config: RunConfig) -> dict[str, str]:

@@ -307,7 +307,8 @@ def _check_seen(found: Found, config: RunConfig) -> None:
         raise ClusterError(
             f"Node {found.unshared[0]} does not see the output directory {config.output_dir}, or "
             "may not write there.",
-            "Set output_dir to storage that every node mounts at the same path.",
+            "Set cluster.storage to what every node mounts at the same path; a relative "
+            "output_dir lies below it.",
         )
 
 

@@ -239,7 +239,8 @@ sys.exit(cli.main(["report", "x", "--json"]))
     assert "from Python" in done.stderr
 
 
-def test_ctrl_c_ends_with_130_and_one_line() -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_polite_end_give_130_and_one_line(how: signal.Signals) -> None:
     script = """
 import sys, time
 from distft import api, cli
@@ -257,7 +258,7 @@ sys.exit(cli.main(["report", "x"]))
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(how)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.strip() == "Interrupted. The same command continues a run or a study."
