@@ -191,14 +191,34 @@ def build_meta(model: ModelConfig, task: Task, labels: Sequence[str]) -> PreTrai
     """
     quiet()
     config = load_config(model, task, labels, stated=True)
-    with _explained(model), torch.device("meta"):
+    with torch.device("meta"):
+        built = from_config(model, task, config)
+    if heads.is_uncertain(built, task):
+        _, lacked = _from_files(model, task, config, device_map="meta")
+        heads.note_new(built, _checked(model, built, lacked, task))
+    return built
+
+
+def from_config(model: ModelConfig, task: Task, config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model of a configuration, its weights as they are drawn where it is built.
+
+    Args:
+        model: Whose configuration, for messages and its type of weights.
+        task: Decides the head.
+        config: Of transformers.
+
+    Returns:
+        The model in training mode.
+
+    Raises:
+        ConfigError: The architecture has no such head.
+    """
+    with _explained(model):
         built: PreTrainedModel = _auto(task).from_config(
             config, dtype=_dtype(model), trust_remote_code=model.trust_remote_code
         )
     built.tie_weights()
-    if heads.is_uncertain(built, task):
-        _, lacked = _from_files(model, task, config, device_map="meta")
-        heads.note_new(built, _checked(model, built, lacked, task))
+    built.train()
     return built
 
 
@@ -239,32 +259,6 @@ def load_model(
     heads.note_new(loaded, new)
     loaded.train()
     return loaded
-
-
-def blocks(model: PreTrainedModel) -> list[nn.Module]:
-    """Return the transformer blocks from the first to the last.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        The outermost list that is as long as the model is deep, a decoder's after the encoder's.
-
-    Raises:
-        ConfigError: The architecture holds no such list.
-    """
-    two = model.config.is_encoder_decoder
-    stacks = [model.get_encoder(), model.get_decoder()] if two else [model]
-    return [block for stack in stacks for block in _list_of_blocks(stack)]
-
-
-def _list_of_blocks(stack: PreTrainedModel) -> nn.ModuleList:
-    depth = getattr(stack.config.get_text_config(), "num_hidden_layers", None)
-    for module in stack.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    kind = stack.config.model_type
-    raise ConfigError(f"{kind} keeps no list of {depth} blocks.", "Use method full or lora.")
 
 
 def load_folder(folder: Path, task: Task) -> nn.Module:

@@ -6,38 +6,21 @@ Pure but for the meta-device model that counts parameters; loads no weights, lau
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from distft import compat, plugin
 from distft.batch_sizes import batch_sizes
-from distft.capacity import Capacity, size_text
+from distft.capacity import Capacity
 from distft.config import RunConfig
 from distft.data.mix import Mix, MixedSet, mixed_sets
 from distft.errors import ConfigError, PlanError
-from distft.states import count, model_states
+from distft.stages import Memory, Workers, choose_stage
+from distft.states import count
 
 if TYPE_CHECKING:
     from distft.data.stats import DataStats
-
-USABLE_SHARE = 0.9
-"""Of the memory, for model states; the rest is the process and its libraries."""
-STAGES = (0, 1, 2, 3)
-
-
-class Memory(BaseModel):
-    """Model states of one worker in bytes; activations are not counted yet."""
-
-    weights_bytes: int
-    gradients_bytes: int
-    optimizer_bytes: int
-    """Optimizer states, and float32 master weights where there are any."""
-    total_bytes: int
-    available_bytes: int
-    by_stage: dict[str, int]
-    """ZeRO stage -> total_bytes it would need."""
 
 
 class Plan(BaseModel):
@@ -89,8 +72,6 @@ class Plan(BaseModel):
     def render(self) -> str:
         """Return the plan as a page of text."""
         about = "" if self.exact else "about "
-        memory = self.memory
-        stages = ", ".join(f"{s}: {size_text(b)}" for s, b in memory.by_stage.items())
         share = 100 * self.trainable_params / self.params
         lines = [
             f"model      {self.params:,} parameters, {self.trainable_params:,} trained "
@@ -110,11 +91,7 @@ class Plan(BaseModel):
             f"{self.total_samples:,} samples, warm-up {self.warmup_steps}, evaluation every "
             f"{self.eval_steps or self.total_steps}",
             f"rate       {self.learning_rate:g}",
-            f"memory     {size_text(memory.total_bytes)} of model states a worker (weights "
-            f"{size_text(memory.weights_bytes)}, gradients {size_text(memory.gradients_bytes)}, "
-            f"optimizer {size_text(memory.optimizer_bytes)}) of "
-            f"{size_text(memory.available_bytes)}; activations come on top",
-            f"           by ZeRO stage: {stages}",
+            *self.memory.render(),
             *(f"{key} because {reason}" for key, reason in self.reasons.items()),
             *(f"note: {note}" for note in self.notes),
         ]
@@ -144,14 +121,17 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     )
     per_node = _workers_per_node(config, capacity, device)
     counts = count(config, stats.labels)
-    available = int(
-        (capacity.gpu_memory_bytes if device == "cuda" else capacity.memory_bytes / per_node)
-        * USABLE_SHARE
-    )
-    totals = {s: model_states(config, counts, s, world, device) for s in STAGES}
-    stage = _stage(config, totals, available, world, capacity, reasons)
-    weights, gradients, optimizer = totals[stage]
     global_batch, micro, accumulation = batch_sizes(config, reasons)
+    passing = None
+    if device == "cuda":
+        from distft.activations import activation_bytes
+
+        passing = activation_bytes(config, stats.labels, micro, stats.max_tokens)
+        if passing is None:
+            notes.append("activations are not counted: this model's code needs values")
+    stage, memory = choose_stage(
+        config, counts, capacity, Workers(world, per_node, device, micro, passing), reasons
+    )
     train = config.train
     sets = Mix((stats.rows["train"], *stats.mixed_rows), config.data.mix_shares)
     steps_per_epoch = sets.steps_per_epoch(global_batch)
@@ -189,14 +169,7 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         mean_tokens=stats.mean_tokens,
         max_tokens=stats.max_tokens,
         exact=stats.exact,
-        memory=Memory(
-            weights_bytes=weights,
-            gradients_bytes=gradients,
-            optimizer_bytes=optimizer,
-            total_bytes=weights + gradients + optimizer,
-            available_bytes=available,
-            by_stage={str(s): sum(parts) for s, parts in totals.items()},
-        ),
+        memory=memory,
         reasons=reasons,
         notes=notes,
     )
@@ -260,71 +233,6 @@ def _workers_per_node(config: RunConfig, capacity: Capacity, device: str) -> int
             f"Set cluster.num_workers={capacity.nodes * capacity.gpus}, or gpus_per_worker=0.",
         )
     return math.ceil(world / capacity.nodes)
-
-
-def _stage(
-    config: RunConfig,
-    totals: Mapping[int, tuple[int, int, int]],
-    available: int,
-    world: int,
-    capacity: Capacity,
-    reasons: dict[str, str],
-) -> int:
-    asked = config.cluster.zero_stage
-    lowest = 0
-    if config.cluster.offload == "cpu":
-        if asked == 0:
-            raise PlanError(
-                "cluster.offload=cpu moves the optimizer states of ZeRO 1-3; zero_stage is 0.",
-                "Set cluster.zero_stage=2, or offload=none.",
-            )
-        lowest = 1
-    adapter = plugin.methods()[config.method.name].adapter
-    # PEFT keeps an adapter in float32, DeepSpeed turns all of a bfloat16 model into bfloat16.
-    if config.model.dtype == "bfloat16" and (not adapter or world > 1):
-        if asked == 0:
-            raise PlanError(
-                f"method {config.method.name} with model.dtype=bfloat16 needs float32 master "
-                "weights, which ZeRO 1-3 keep; zero_stage is 0.",
-                "Set cluster.zero_stage=1, or model.dtype=float32 with train.bf16=true.",
-            )
-        lowest = max(lowest, 1)
-    rules = compat.refused(config)
-    able = [s for s in STAGES if s >= lowest and compat.STAGES[s] not in rules]
-    fitting = [s for s in able if sum(totals[s]) <= available]
-    if asked is not None:
-        if asked in fitting or compat.STAGES[asked] in rules:
-            return asked
-        need = sum(totals[asked])
-    elif fitting:
-        reasons["cluster.zero_stage"] = (
-            f"{fitting[0]} is the lowest stage that fits {world} worker(s)"
-        )
-        return fitting[0]
-    else:
-        need = min((sum(totals[s]) for s in able), default=0)
-    raise PlanError(
-        f"The model states need {size_text(need)} a worker; {size_text(available)} of "
-        f"{capacity.source} is usable.",
-        _what_fits(totals, fitting, available, world, adapter),
-    )
-
-
-def _what_fits(
-    totals: Mapping[int, tuple[int, int, int]],
-    fitting: list[int],
-    available: int,
-    world: int,
-    adapter: bool,
-) -> str:
-    if fitting:
-        return (
-            f"cluster.zero_stage={fitting[0]} fits: {size_text(sum(totals[fitting[0]]))} a worker."
-        )
-    # At stage 3 everything is divided, so workers times bytes is constant.
-    workers = math.ceil(sum(totals[3]) * world / available)
-    text = f"cluster.num_workers={workers} with zero_stage=3 would fit, on nodes like these"
-    return text + ("." if adapter else "; so may method=lora, which trains far less.")
 
 
 def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:

@@ -5,14 +5,30 @@ Loads no weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from distft import plugin
+from distft.blocks import are_alike
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError
+from distft.plugin import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+_BUCKET = 500_000_000
+"""`reduce_bucket_size` of DeepSpeed 0.19.8: numbers, taken whatever the model's size."""
+_LIVE = 1_000_000_000
+"""`stage3_max_live_parameters`: numbers that are gathered at a time, a larger weight alone."""
+_SUB_GROUP = 1_000_000_000
+"""`sub_group_size`: numbers that stage 3 updates at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +40,12 @@ class Counts:
     trainable: int
     quantizable: int
     """Weights of the base that a method which quantizes stores in fewer bits."""
+    largest: int
+    """Numbers of the largest weight."""
+    largest_quantizable: int
+    """Of the largest of those that are stored in fewer bits; 0 where none is."""
+    alike: bool
+    """Whether all blocks have the same weights, and the same of them are trained."""
 
 
 def count(config: RunConfig, labels: Sequence[str]) -> Counts:
@@ -41,6 +63,29 @@ def count(config: RunConfig, labels: Sequence[str]) -> Counts:
     """
     sections = config.model.model_dump_json(), config.method.model_dump_json()
     return _counted(*sections, config.method.name, config.task.name, tuple(labels))
+
+
+def attached(model: PreTrainedModel, config: RunConfig, task: Task) -> nn.Module:
+    """Return the module that is trained.
+
+    Args:
+        model: The base with the task's head; is changed.
+        config: Says whether activations are computed twice, and the method.
+        task: Of the run.
+
+    Returns:
+        The base with the method on it.
+    """
+    method = plugin.methods()[config.method.name]
+    if config.train.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+        # Without it the frozen embeddings' output would need no gradient, and no block either.
+        model.enable_input_require_grads()
+    if config.train.gradient_checkpointing or not method.virtual_tokens(config.method):
+        # Nothing is generated here, and a decoder that keeps a cache takes a row of several
+        # samples for one text. A prefix is a cache.
+        model.config.use_cache = False
+    return method.attach(model, config.method, task)
 
 
 def model_states(
@@ -76,7 +121,56 @@ def model_states(
     optimizer = trainable * (moments + master) // (world if stage >= 1 else 1)
     if config.cluster.offload == "cpu" and stage >= 1 and device == "cuda":
         optimizer = 0
+        # Stages 2 and 3 move each part of the gradients out as it is reduced.
+        gradients = 0 if stage >= 2 else gradients
     return weights, gradients, optimizer
+
+
+def buffer_bytes(config: RunConfig, counts: Counts, stage: int, world: int) -> tuple[int, int]:
+    """Return what DeepSpeed 0.19.8 and the optimizer take for a while on a graphics card.
+
+    Args:
+        config: Of the run.
+        counts: Of its model.
+        stage: Of ZeRO.
+        world: Number of workers.
+
+    Returns:
+        (in a backward pass: the bucket in which gradients are reduced, at stage 3 the weights that
+        are gathered, and of a base in fewer bits the weight in use; in an optimizer step: float32
+        gradients of what is updated at a time and the square roots AdamW takes).
+    """
+    width = 2 if config.model.dtype == "bfloat16" else 4
+    stored = plugin.methods()[config.method.name].quantization(config.method)
+    passing = 0 if stored is None else counts.largest_quantizable * width
+    if stage == 0:
+        passing += min(counts.trainable, _BUCKET) * width if world > 1 else 0
+        return passing, counts.trainable * width
+    # Stage 1 reduces in float32.
+    passing += _BUCKET * (4 if stage == 1 else width)
+    mine = math.ceil(counts.trainable / world)
+    if stage == 3:
+        passing += min(counts.params, max(_LIVE, counts.largest)) * width
+        mine = min(mine, _SUB_GROUP)
+    return passing, 0 if config.cluster.offload == "cpu" else 8 * mine
+
+
+def host_bytes(config: RunConfig, counts: Counts, stage: int, world: int, per_node: int) -> int:
+    """Return the bytes of a node's main memory that its workers offload to.
+
+    Args:
+        config: Of the run.
+        counts: Of its model.
+        stage: Of ZeRO, 1-3.
+        world: Number of workers.
+        per_node: Of them on a node.
+
+    Returns:
+        Master weights, optimizer states and gradients in float32, and gradients as they come.
+    """
+    width = 2 if config.model.dtype == "bfloat16" else 4
+    moments = 8 if config.train.optim == "adamw_torch" else 4 * (config.train.sgd_momentum > 0)
+    return counts.trainable * (moments + 4 + 4 + (width if stage >= 2 else 0)) * per_node // world
 
 
 @lru_cache(maxsize=256)
@@ -91,12 +185,21 @@ def _counted(
     task, method = plugin.tasks()[task_name], plugin.methods()[method_name]
     given = ModelConfig.model_validate_json(model_json)
     model = hf.build_meta(given, task, list(labels))
-    params = sum(p.numel() for p in model.parameters())
+    sizes = [p.numel() for p in model.parameters()]
+    text = model.config.get_text_config()
     layers = adapter.quantized_layers(model, task)
-    quantizable = sum(model.get_parameter(f"{name}.weight").numel() for name in layers)
+    quantizable = [model.get_parameter(f"{name}.weight").numel() for name in layers]
     with torch.device("meta"):
         module = method.attach(model, method.config.model_validate_json(method_json), task)
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     if trainable == 0:
         raise ConfigError(f"method {method_name} leaves nothing to train on {given.id}.")
-    return Counts(params, trainable, quantizable)
+    return Counts(
+        params=sum(sizes),
+        trainable=trainable,
+        quantizable=sum(quantizable),
+        largest=max(sizes),
+        largest_quantizable=max(quantizable, default=0),
+        alike=not model.config.is_encoder_decoder
+        and are_alike(module, getattr(text, "num_hidden_layers", 0)),
+    )

@@ -64,9 +64,9 @@ def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Mod
 
 
 def _blocks(model: PreTrainedModel, count: int) -> list[nn.Module]:
-    from distft import hf
+    from distft.blocks import blocks_of
 
-    blocks = hf.blocks(model)
+    blocks = blocks_of(model)
     if abs(count) > len(blocks):
         raise ConfigError(
             f"method.trainable_layers: got {count}, but the model has {len(blocks)} blocks; "

@@ -36,19 +36,19 @@ class LayerwiseConfig(VariantConfig):
 
 
 def _attach(model: PreTrainedModel, config: VariantConfig, task: Task) -> nn.Module:
-    from distft import hf
+    from distft.blocks import blocks_of
 
     # Refused here where the architecture keeps no list of blocks.
-    hf.blocks(model)
+    blocks_of(model)
     model.requires_grad_(True)
     return model
 
 
 def _paces(module: nn.Module, config: VariantConfig) -> Mapping[str, Pace]:
-    from distft import hf
+    from distft.blocks import blocks_of
 
     assert isinstance(config, LayerwiseConfig)
-    blocks = hf.blocks(module)  # type: ignore[arg-type]  # what _attach returned
+    blocks = blocks_of(module)  # type: ignore[arg-type]  # what _attach returned
     block_of = {id(p): i for i, block in enumerate(blocks, 1) for p in block.parameters()}
     paces: dict[str, Pace] = {}
     # Models register their parts in the order in which they are passed through: what comes before

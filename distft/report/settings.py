@@ -73,6 +73,9 @@ def _memory(document: Document) -> Iterator[Table]:
         "total_bytes": "together",
         "available_bytes": "available",
     }
+    if memory.get("activations_bytes"):
+        parts |= {"activations_bytes": "activations", "buffers_bytes": "buffers"}
+        parts |= {"step_bytes": "optimizer step", "peak_bytes": "at the peak"}
     rows = [
         [words(name), cell(document, f"/plan/memory/{key}", size)]
         for key, name in parts.items()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from distft import heads, hf, plugin
+from distft import heads, hf, plugin, states
 from distft.config import RunConfig
 from distft.config_sections import ModelConfig
 from distft.plugin import Quantization, Task
@@ -103,15 +103,7 @@ def builder(
             gather=gather or (lambda parameters: contextlib.nullcontext()),
             quantization=method.quantization(config.method),
         )
-        if config.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            # Without it the frozen embeddings' output would need no gradient, and no block either.
-            model.enable_input_require_grads()
-        if config.train.gradient_checkpointing or not method.virtual_tokens(config.method):
-            # Nothing is generated here, and a decoder that keeps a cache takes a row of several
-            # samples for one text. A prefix is a cache.
-            model.config.use_cache = False
         torch.manual_seed(config.train.seed)
-        return method.attach(model, config.method, task)
+        return states.attached(model, config, task)
 
     return build

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from distft import heads, hf, plugin
+from distft.blocks import blocks_of
 from distft.config_sections import ModelConfig
 from distft.errors import ConfigError, TrainError
 
@@ -222,7 +223,7 @@ def test_names_on_a_real_model(asset: Callable[[str], Path]) -> None:
     task = TASKS["seq_cls"]
     model = hf.load_model(ModelConfig(id=str(asset("minilm-l6"))), task, LABELS, seed=1)
     assert heads.trained_whole(model, task) == ["classifier"]
-    blocks = hf.blocks(model)
+    blocks = blocks_of(model)
     assert len(blocks) == 6
     assert blocks[-1] is model.get_submodule("bert.encoder.layer.5")
     lora = METHODS["lora"]

@@ -1,7 +1,8 @@
-"""The bytes a plan counts for a base in fewer bits, against what bitsandbytes really holds."""
+"""The bytes a plan counts against those that are really held: a base in fewer bits, activations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from distft import plugin
+from distft.activations import Alive, activation_bytes
 from distft.config import RunConfig
 from distft.config_file import parse
 from distft.errors import ConfigError
@@ -140,3 +142,124 @@ def test_a_width_without_a_block_is_refused(tmp_path: Path, chat_llama: Path) ->
         count(config_of(tmp_path, oft), [])
     kept = {**oft, "target_modules": ["q_proj", "v_proj"]}
     assert count(config_of(tmp_path, kept), []).trainable > 0
+
+
+ROWS, TOKENS = 3, 48
+
+
+def packed_rows(vocabulary: int) -> dict[str, torch.Tensor]:
+    """Two samples in each row, as `Collator.packed` makes them."""
+    half = torch.arange(TOKENS // 2)
+    ids = torch.randint(vocabulary, (ROWS, TOKENS))
+    return {"input_ids": ids, "position_ids": torch.cat([half, half]).expand(ROWS, -1)}
+
+
+def padded_rows(vocabulary: int) -> dict[str, torch.Tensor]:
+    mask = torch.ones(ROWS, TOKENS, dtype=torch.long)
+    mask[1, TOKENS // 2 :] = 0
+    return {"input_ids": torch.randint(vocabulary, (ROWS, TOKENS)), "attention_mask": mask}
+
+
+def really_taken(config: RunConfig, labels: list[str], batch: dict[str, torch.Tensor]) -> int:
+    """The peak of a forward and backward pass of the real module, on real tensors."""
+    task = plugin.tasks()[config.task.name]
+    module = builder(config, labels)(None)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    ids = batch["input_ids"]
+    wanted = torch.zeros(ROWS, dtype=torch.long) if task.labels == "class" else ids.clamp(max=1)
+    if task.labels == "sequence":
+        batch["decoder_input_ids"] = ids.clone()
+    with Alive(module) as alive:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.train.bf16):
+            logits = module(**batch).logits
+        task.loss(logits, wanted, plugin.LossSettings()).backward()
+    return alive.peak_bytes
+
+
+def held(config: RunConfig, labels: list[str], batch: dict[str, torch.Tensor]) -> int:
+    """What autograd itself says it keeps of the forward pass, without weights."""
+    task = plugin.tasks()[config.task.name]
+    module = builder(config, labels)(None)
+    own = {one.untyped_storage().data_ptr() for one in [*module.parameters(), *module.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = module(**batch).logits
+        task.loss(logits, batch["input_ids"], plugin.LossSettings())
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("chat_llama", "sft", {"name": "full"}, {}),
+    ("chat_llama", "sft", {"name": "full"}, {"gradient_checkpointing": True}),
+    ("chat_llama", "sft", {"name": "lora"}, {"gradient_checkpointing": True}),
+    ("chat_llama", "sft", {"name": "lora"}, {"bf16": True}),
+    ("chat_llama", "sft", {"name": "freeze", "trainable_layers": 1}, {}),
+    ("tiny_bert", "seq_cls", {"name": "full"}, {}),
+    ("tiny_bert", "token_cls", {"name": "ia3"}, {"gradient_checkpointing": True}),
+    ("tiny_t5", "seq2seq", {"name": "full"}, {}),
+]
+
+
+def compare(folder: Path, task: str, method: dict[str, Any], train: dict[str, Any]) -> float:
+    raw = config_of(folder, method).dump() | {"task": task}
+    config = parse(raw | {"train": train})
+    labels = ["a", "b"] if plugin.tasks()[task].classes else []
+    torch.manual_seed(3)
+    batch = (packed_rows if task == "sft" else padded_rows)(15)
+    planned = activation_bytes(config, labels, ROWS, TOKENS)
+    assert planned is not None
+    return planned / really_taken(config, labels, batch)
+
+
+@pytest.mark.parametrize(("model", "task", "method", "train"), CASES, ids=str)
+def test_a_plan_counts_the_activations_that_are_held(
+    request: pytest.FixtureRequest,
+    model: str,
+    task: str,
+    method: dict[str, Any],
+    train: dict[str, Any],
+) -> None:
+    """Fake tensors take the way of real ones; only how a mask comes about differs a little."""
+    folder = request.getfixturevalue(model)
+    assert compare(folder, task, method, train) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [{}, {"gradient_checkpointing": True}, {"bf16": True}], ids=str)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_plan_counts_the_activations_of_pre_trained_models(
+    asset: Callable[[str], Path], method: str, train: dict[str, Any]
+) -> None:
+    for name, task in (("smollm2-135m-instruct", "sft"), ("minilm-l6", "seq_cls")):
+        assert compare(asset(name), task, {"name": method}, train) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_peak_is_what_autograd_keeps_and_a_gradient(
+    wide_llama: Path, *, checkpointing: bool
+) -> None:
+    raw = config_of(wide_llama, {"name": "full"}).dump()
+    config = parse(raw | {"train": {"gradient_checkpointing": checkpointing}})
+    batch = packed_rows(200)
+    planned = activation_bytes(config, [], ROWS, TOKENS)
+    kept = held(config, [], batch)
+    # Beside it, on its way: the gradient of a weight, here of the widest, in float32.
+    widest = 4 * 512 * 1024
+    assert planned is not None
+    assert kept < planned
+    if not checkpointing:
+        assert planned == pytest.approx(kept + widest, rel=0.05)
+
+
+def test_what_needs_values_is_not_counted(chat_llama: Path) -> None:
+    config = config_of(chat_llama, {"name": "prompt_tuning"})
+    assert activation_bytes(config, [], ROWS, TOKENS) is None

@@ -153,20 +153,30 @@ def test_an_asked_stage_that_does_not_fit_names_one_that_does(plan: Any) -> None
     assert caught.value.hint.startswith("cluster.zero_stage=2 fits")
 
 
-@pytest.mark.parametrize("gpus", [0, 2])
-def test_when_nothing_fits_the_proposed_workers_do(plan: Any, gpus: int) -> None:
-    small = {"memory_bytes": 200_000, "gpu_memory_bytes": 100_000, "gpus": gpus}
+def test_when_nothing_fits_the_proposed_workers_do(plan: Any) -> None:
     with pytest.raises(PlanError) as caught:
-        plan({"cluster.num_workers": 2}, nodes=1, **small)
+        plan({"cluster.num_workers": 2}, memory_bytes=200_000)
     assert "so may method=lora" in caught.value.hint
     found = re.search(r"cluster\.num_workers=(\d+) with zero_stage=3 would fit", caught.value.hint)
     assert found
     workers = int(found[1])
     nodes = math.ceil(workers / 2)
-    made = plan({"cluster.num_workers": workers}, nodes=nodes, **small)
+    made = plan({"cluster.num_workers": workers}, nodes=nodes, memory_bytes=200_000)
     assert made.zero_stage == 3
     with pytest.raises(PlanError):
-        plan({"cluster.num_workers": workers - 2}, nodes=nodes - 1, **small)
+        plan({"cluster.num_workers": workers - 2}, nodes=nodes - 1, memory_bytes=200_000)
+
+
+def test_buffers_are_those_of_deepspeed(plan: Any) -> None:
+    card: dict[str, Any] = {"gpus": 2, "gpu_memory_bytes": 8 * GIB}
+    zero3 = plan({"cluster.num_workers": 2, "cluster.zero_stage": 3}, **card).memory
+    # A bucket of 5e8 numbers and all weights gathered; a float32 gradient and a square root.
+    assert zero3.buffers_bytes == 4 * 500_000_000 + 4 * PARAMS
+    assert zero3.step_bytes == 8 * PARAMS // 2
+    assert zero3.activations_bytes > 0
+    assert zero3.peak_bytes == zero3.total_bytes + zero3.activations_bytes + zero3.buffers_bytes
+    assert plan(**card).memory.buffers_bytes == 0
+    assert plan().memory.activations_bytes is None
 
 
 def test_more_workers_than_cards_are_refused(plan: Any) -> None:
@@ -194,8 +204,13 @@ def test_offload_needs_a_stage(plan: Any) -> None:
         plan({"cluster.offload": "cpu", "cluster.zero_stage": 0})
     assert "cluster.zero_stage=2" in caught.value.hint
     assert plan({"cluster.offload": "cpu"}).zero_stage == 1
-    card = plan({"cluster.offload": "cpu"}, gpus=1, gpu_memory_bytes=GIB)
-    assert card.memory.optimizer_bytes == 0
+    card = plan({"cluster.offload": "cpu"}, gpus=1, gpu_memory_bytes=8 * GIB).memory
+    assert (card.optimizer_bytes, card.step_bytes) == (0, 0)
+    # Master weights, two moments and the gradients, in float32.
+    assert card.host_bytes == 16 * PARAMS
+    with pytest.raises(PlanError, match=r"offload=cpu needs .* of a node's main memory") as caught:
+        plan({"cluster.offload": "cpu"}, gpus=1, gpu_memory_bytes=8 * GIB, memory_bytes=400_000)
+    assert "2 nodes like these would hold it" in caught.value.hint
 
 
 @pytest.mark.parametrize(
