@@ -15,7 +15,8 @@ from distft import machine, plugin
 from distft.capacity import DATA_CPUS, size_text
 from distft.errors import ClusterError
 from distft.machine import Machine
-from distft.plan import USABLE_SHARE, Plan
+from distft.plan import Plan
+from distft.stages import USABLE_SHARE
 
 if TYPE_CHECKING:
     from distft.config import RunConfig
@@ -243,10 +244,10 @@ def _check_workers(cluster: ClusterConfig, plan: Plan) -> None:
 def _check_cards(plan: Plan, nodes: Sequence[Machine]) -> None:
     for each in nodes:
         smallest = min((gpu.memory_bytes for gpu in each.gpus), default=None)
-        if smallest is not None and smallest * USABLE_SHARE < plan.memory.total_bytes:
+        if smallest is not None and smallest * USABLE_SHARE < plan.memory.peak_bytes:
             raise ClusterError(
-                f"{_name(each)} has a graphics card of {size_text(smallest)}; the model states "
-                f"need {size_text(plan.memory.total_bytes)} of {USABLE_SHARE:.0%} of it.",
+                f"{_name(each)} has a graphics card of {size_text(smallest)}; a worker "
+                f"needs {size_text(plan.memory.peak_bytes)} of {USABLE_SHARE:.0%} of it.",
                 "Raise cluster.zero_stage or cluster.num_workers, or leave that node out.",
             )
         shm_bytes = each.shm_bytes or 0
