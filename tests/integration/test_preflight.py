@@ -16,7 +16,8 @@ from distft.config_sections import ClusterConfig
 from distft.errors import ClusterError
 from distft.launch import preflight
 from distft.machine import Disk, Gpu, Machine
-from distft.plan import Memory, Plan
+from distft.plan import Plan
+from distft.stages import Memory
 
 GIB = 1 << 30
 
@@ -30,7 +31,7 @@ def config() -> RunConfig:
 
 def planned(**changes: Any) -> Plan:
     """The keys of a plan that the look reads."""
-    memory = Memory.model_construct(total_bytes=changes.pop("states_bytes", GIB))
+    memory = Memory.model_construct(peak_bytes=changes.pop("peak_bytes", GIB))
     keys: dict[str, Any] = {
         "world_size": 2,
         "engine": "deepspeed",
@@ -141,7 +142,7 @@ def test_a_kernel_is_needed_only_where_it_is_used(config: RunConfig, tmp_path: P
     ("plan", "changes", "words"),
     [
         (
-            {"states_bytes": 30 * GIB},
+            {"peak_bytes": 30 * GIB},
             {"gpus": cards(80, 24)},
             ("10.0.0.2", "24.00 GiB", "30.00 GiB", "zero_stage"),
         ),
