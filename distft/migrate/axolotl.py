@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distft.migrate import adapters, axolotl_data, trainer_keys
+from distft.migrate import axolotl_data, shared_rules, trainer_keys
 from distft.migrate import axolotl_rules as read
 from distft.migrate.rules import Program, Rule, absent, decided, refused, same, wrong
 
@@ -19,7 +19,7 @@ _LAYERS = "LoRA goes beside every such module of the model, or method.rank_patte
 KEYS: Mapping[str, Rule] = {
     **trainer_keys.KEYS,
     # model
-    "base_model": adapters.model,
+    "base_model": shared_rules.model,
     "revision_of_model": same("model.revision"),
     "model_revision": same("model.revision"),
     "trust_remote_code": same("model.trust_remote_code"),
@@ -189,7 +189,7 @@ KEYS: Mapping[str, Rule] = {
     ),
     # workers
     "use_ray": absent("Ray always starts the workers"),
-    "resources_per_worker": adapters.resources,
+    "resources_per_worker": shared_rules.resources,
     "fsdp_version": trainer_keys.KEYS["fsdp"],
     "fsdp_final_state_dict_type": trainer_keys.KEYS["fsdp"],
     **dict.fromkeys(
@@ -221,16 +221,16 @@ IMPLIED: Mapping[str, Rule] = {
     ),
     "datasets": axolotl_data.rows_are_named,
     "learning_rate": lambda value, theirs: wrong("axolotl asks for it"),
-    "micro_batch_size": adapters.unset("train.per_device_train_batch_size", 1),
-    "gradient_accumulation_steps": adapters.unset("train.gradient_accumulation_steps", 1),
-    "num_epochs": adapters.unset("train.num_train_epochs", 1.0),
-    "lr_scheduler": adapters.unset("train.lr_scheduler_type", "cosine"),
-    "weight_decay": adapters.unset("train.weight_decay", 0.0),
-    "warmup_ratio": adapters.unset("train.warmup_steps", 0.03, unless=("warmup_steps",)),
-    "sequence_len": adapters.unset("data.cutoff_len", 512),
+    "micro_batch_size": shared_rules.unset("train.per_device_train_batch_size", 1),
+    "gradient_accumulation_steps": shared_rules.unset("train.gradient_accumulation_steps", 1),
+    "num_epochs": shared_rules.unset("train.num_train_epochs", 1.0),
+    "lr_scheduler": shared_rules.unset("train.lr_scheduler_type", "cosine"),
+    "weight_decay": shared_rules.unset("train.weight_decay", 0.0),
+    "warmup_ratio": shared_rules.unset("train.warmup_steps", 0.03, unless=("warmup_steps",)),
+    "sequence_len": shared_rules.unset("data.cutoff_len", 512),
     "bf16": read.automatic_bf16,
     "val_set_size": read.nothing_held_back,
-    "ray_num_workers": adapters.workers,
+    "ray_num_workers": shared_rules.workers,
 }
 """What a key that is missing means there."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distft import plugin
-from distft.migrate import adapters, axolotl_data, trainer_keys, zero
+from distft.migrate import axolotl_data, shared_rules, trainer_keys, zero
 from distft.migrate.rules import (
     OFF,
     Outcome,
@@ -46,7 +46,7 @@ def adapter(value: Any, theirs: Theirs) -> Outcome:
 
 def lora(key: str) -> Rule:
     """Return the rule of a key that LoRA and QLoRA read."""
-    return adapters.of(method, adapters.LORA, key)
+    return shared_rules.of(method, shared_rules.LORA, key)
 
 
 def model_type(value: Any, theirs: Theirs) -> Outcome:
@@ -88,7 +88,7 @@ def bnb_config(value: Any, theirs: Theirs) -> Outcome:
 
 def target_modules(value: Any, theirs: Theirs) -> Outcome:
     """Return beside which modules an adapter goes."""
-    if method(theirs) not in adapters.LORA:
+    if method(theirs) not in shared_rules.LORA:
         return missing(f"method {method(theirs)} does not read it")
     if theirs.get("lora_target_linear"):
         return missing("lora_target_linear takes all linear layers")
@@ -100,7 +100,7 @@ def target_linear(value: Any, theirs: Theirs) -> Outcome:
     """Return whether an adapter goes beside all linear layers."""
     if not value:
         return mapped(OFF)
-    if method(theirs) not in adapters.LORA:
+    if method(theirs) not in shared_rules.LORA:
         return missing(f"method {method(theirs)} does not read it")
     return mapped(method__target_modules="all-linear")
 
@@ -127,7 +127,7 @@ def bf16(value: Any, theirs: Theirs) -> Outcome:
         return mapped(OFF)
     undivided = theirs.get("ray_num_workers", 1) > 1 and zero.stage(theirs) == 0
     said = "auto there: where the cards have it; " if value == "auto" else ""
-    if method(theirs) in adapters.LORA and not undivided:
+    if method(theirs) in shared_rules.LORA and not undivided:
         return decided(
             f"{said}the frozen base in bfloat16, the adapter in float32",
             train__bf16=True,
@@ -173,12 +173,12 @@ def evals_per_epoch(value: Any, theirs: Theirs) -> Outcome:
 
 def val_set_size(value: Any, theirs: Theirs) -> Outcome:
     """Return the share of eval rows."""
-    return adapters.held_back(value, theirs) if value else nothing_held_back(value, theirs)
+    return shared_rules.held_back(value, theirs) if value else nothing_held_back(value, theirs)
 
 
 def nothing_held_back(value: Any, theirs: Theirs) -> Outcome:
     """Return what is held back where they hold back nothing."""
-    return adapters.nothing_held_back(theirs, "test_datasets")
+    return shared_rules.nothing_held_back(theirs, "test_datasets")
 
 
 def shuffle(value: Any, theirs: Theirs) -> Outcome:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from distft.migrate import adapters, trainer_keys
 from distft.migrate import llamafactory_rules as read
+from distft.migrate import shared_rules, trainer_keys
 from distft.migrate.rules import Program, Rule, absent, decided, refused, same
 
 _SPEED = "kernels and attention are transformers' own choice"
@@ -21,7 +21,7 @@ _TOKENIZED = "rows are tokenized once by itself, spread over the cluster"
 KEYS: Mapping[str, Rule] = {
     **trainer_keys.KEYS,
     # model
-    "model_name_or_path": adapters.model,
+    "model_name_or_path": shared_rules.model,
     "model_revision": same("model.revision"),
     "trust_remote_code": same("model.trust_remote_code"),
     "adapter_name_or_path": refused(
@@ -61,7 +61,7 @@ KEYS: Mapping[str, Rule] = {
     "quantization_bit": read.bits,
     "quantization_method": read.bit_method,
     "quantization_type": read.bit_type,
-    "double_quantization": adapters.of(read.method, ("qlora",), "use_double_quant"),
+    "double_quantization": shared_rules.of(read.method, ("qlora",), "use_double_quant"),
     "quantization_device_map": absent("each worker loads its own"),
     # method
     "stage": read.stage,
@@ -82,10 +82,10 @@ KEYS: Mapping[str, Rule] = {
     "loraplus_lr_ratio": read.lora("loraplus_lr_ratio"),
     "loraplus_lr_embedding": absent("embeddings get no update beside them"),
     "additional_target": refused("beside an adapter distft trains new heads only"),
-    "oft_block_size": adapters.of(read.method, ("oft",), "oft_block_size"),
+    "oft_block_size": shared_rules.of(read.method, ("oft",), "oft_block_size"),
     "oft_rank": refused("method oft goes by oft_block_size"),
     "oft_target": read.targets,
-    "module_dropout": adapters.of(read.method, ("oft",), "module_dropout"),
+    "module_dropout": shared_rules.of(read.method, ("oft",), "module_dropout"),
     "freeze_trainable_layers": read.freeze_layers,
     "freeze_trainable_modules": read.freeze_modules,
     "freeze_extra_modules": refused("method freeze trains blocks, or modules by name"),
@@ -188,7 +188,7 @@ KEYS: Mapping[str, Rule] = {
         read.swanlab,
     ),
     "ray_init_kwargs": read.ray_init,
-    "resources_per_worker": adapters.resources,
+    "resources_per_worker": shared_rules.resources,
     "placement_strategy": absent("Ray Train packs the workers"),
     "master_addr": absent("Ray Train finds it"),
     "master_port": absent("Ray Train finds it"),
@@ -216,18 +216,18 @@ IMPLIED: Mapping[str, Rule] = {
     "finetuning_type": lambda value, theirs: decided(
         "their default", method__name=read.method(theirs)
     ),
-    "learning_rate": adapters.unset("train.learning_rate", 5e-5),
-    "per_device_train_batch_size": adapters.unset("train.per_device_train_batch_size", 8),
-    "gradient_accumulation_steps": adapters.unset("train.gradient_accumulation_steps", 1),
-    "weight_decay": adapters.unset("train.weight_decay", 0.0),
-    "warmup_ratio": adapters.unset("train.warmup_steps", 0, unless=("warmup_steps",)),
-    "cutoff_len": adapters.unset("data.cutoff_len", 2048),
-    "disable_gradient_checkpointing": adapters.unset(
+    "learning_rate": shared_rules.unset("train.learning_rate", 5e-5),
+    "per_device_train_batch_size": shared_rules.unset("train.per_device_train_batch_size", 8),
+    "gradient_accumulation_steps": shared_rules.unset("train.gradient_accumulation_steps", 1),
+    "weight_decay": shared_rules.unset("train.weight_decay", 0.0),
+    "warmup_ratio": shared_rules.unset("train.warmup_steps", 0, unless=("warmup_steps",)),
+    "cutoff_len": shared_rules.unset("data.cutoff_len", 2048),
+    "disable_gradient_checkpointing": shared_rules.unset(
         "train.gradient_checkpointing", True, unless=("gradient_checkpointing",)
     ),
     "lora_alpha": read.alpha,
     "val_size": read.nothing_held_back,
-    "ray_num_workers": adapters.workers,
+    "ray_num_workers": shared_rules.workers,
 }
 """What a key that is missing means there."""
 

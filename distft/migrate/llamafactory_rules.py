@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distft import plugin
-from distft.migrate import adapters, datasets, llamafactory_data, trainer_keys, zero
+from distft.migrate import datasets, llamafactory_data, shared_rules, trainer_keys, zero
 from distft.migrate.rules import OFF, Outcome, Rule, Theirs, decided, mapped, missing, names, wrong
 
 _TASKS = {"sft": "sft", "pt": "causal_lm"}
@@ -63,12 +63,12 @@ def finetuning_type(value: Any, theirs: Theirs) -> Outcome:
 
 def lora(key: str) -> Rule:
     """Return the rule of a key that LoRA and QLoRA read."""
-    return adapters.of(method, adapters.LORA, key)
+    return shared_rules.of(method, shared_rules.LORA, key)
 
 
 def targets(value: Any, theirs: Theirs) -> Outcome:
     """Return beside which modules an adapter goes."""
-    if method(theirs) not in (*adapters.LORA, "oft"):
+    if method(theirs) not in (*shared_rules.LORA, "oft"):
         return missing(f"method {method(theirs)} does not read it")
     chosen = names(value)
     return mapped(method__target_modules="all-linear" if chosen == ["all"] else chosen)
@@ -76,7 +76,7 @@ def targets(value: Any, theirs: Theirs) -> Outcome:
 
 def alpha(value: Any, theirs: Theirs) -> Outcome:
     """Return the scale of LoRA that they take where none is set."""
-    if method(theirs) not in adapters.LORA:
+    if method(theirs) not in shared_rules.LORA:
         return mapped()
     return decided("2 x lora_rank there", method__lora_alpha=2 * theirs.get("lora_rank", 8))
 
@@ -146,7 +146,7 @@ def bf16(value: Any, theirs: Theirs) -> Outcome:
     if not value:
         return mapped(OFF)
     undivided = theirs.get("ray_num_workers", 1) > 1 and zero.stage(theirs) == 0
-    if method(theirs) in (*adapters.LORA, "oft") and not undivided:
+    if method(theirs) in (*shared_rules.LORA, "oft") and not undivided:
         return decided(
             "the frozen base in bfloat16, the adapter in float32, as there",
             train__bf16=True,
@@ -211,12 +211,12 @@ def max_samples(value: Any, theirs: Theirs) -> Outcome:
 
 def val_size(value: Any, theirs: Theirs) -> Outcome:
     """Return the share of eval rows."""
-    return adapters.held_back(value, theirs) if value else nothing_held_back(value, theirs)
+    return shared_rules.held_back(value, theirs) if value else nothing_held_back(value, theirs)
 
 
 def nothing_held_back(value: Any, theirs: Theirs) -> Outcome:
     """Return what is held back where they hold back nothing."""
-    return adapters.nothing_held_back(theirs, "eval_dataset")
+    return shared_rules.nothing_held_back(theirs, "eval_dataset")
 
 
 def template(value: Any, theirs: Theirs) -> Outcome:

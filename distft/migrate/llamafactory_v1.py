@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from distft.migrate import adapters, datasets, trainer_keys, zero
+from distft.migrate import datasets, shared_rules, trainer_keys, zero
 from distft.migrate import llamafactory_rules as older
 from distft.migrate.datasets import Rows
 from distft.migrate.rules import (
@@ -40,7 +40,7 @@ def method(theirs: Theirs) -> str:
 
 
 def _of(key: str, *methods: str) -> Rule:
-    return adapters.of(method, methods, key)
+    return shared_rules.of(method, methods, key)
 
 
 def _peft(value: Any, theirs: Theirs) -> Outcome:
@@ -78,7 +78,7 @@ def _divided(value: Any, theirs: Theirs) -> Outcome:
 def _bf16(value: Any, theirs: Theirs) -> Outcome:
     if value is False:
         return mapped(OFF)
-    if method(theirs) in adapters.LORA:
+    if method(theirs) in shared_rules.LORA:
         return decided(
             "the frozen base in bfloat16, the adapter in float32",
             train__bf16=True,
@@ -135,8 +135,8 @@ def _exports(value: Any, theirs: Theirs) -> Outcome:
 def _of_lora(key: str, default: float) -> Rule:
     """Return the rule of a default of LoRA's that is not ours."""
     return lambda value, theirs: (
-        adapters.unset(f"method.{key}", default)(value, theirs)
-        if method(theirs) in adapters.LORA
+        shared_rules.unset(f"method.{key}", default)(value, theirs)
+        if method(theirs) in shared_rules.LORA
         else mapped()
     )
 
@@ -148,7 +148,7 @@ def _no_rows(value: Any, theirs: Theirs) -> Outcome:
 KEYS: Mapping[str, Rule] = {
     **trainer_keys.KEYS,
     # model
-    "model": adapters.model,
+    "model": shared_rules.model,
     "trust_remote_code": same("model.trust_remote_code"),
     "model_class": lambda value, theirs: (
         mapped("tasks sft and causal_lm take it")
@@ -162,11 +162,11 @@ KEYS: Mapping[str, Rule] = {
     "init_config.name": absent("the model is read by every worker, under ZeRO-3 divided"),
     # method
     "peft_config.name": _peft,
-    "peft_config.r": _of("r", *adapters.LORA),
-    "peft_config.lora_alpha": _of("lora_alpha", *adapters.LORA),
-    "peft_config.lora_dropout": _of("lora_dropout", *adapters.LORA),
-    "peft_config.use_rslora": _of("use_rslora", *adapters.LORA),
-    "peft_config.use_dora": _of("use_dora", *adapters.LORA),
+    "peft_config.r": _of("r", *shared_rules.LORA),
+    "peft_config.lora_alpha": _of("lora_alpha", *shared_rules.LORA),
+    "peft_config.lora_dropout": _of("lora_dropout", *shared_rules.LORA),
+    "peft_config.use_rslora": _of("use_rslora", *shared_rules.LORA),
+    "peft_config.use_dora": _of("use_dora", *shared_rules.LORA),
     "peft_config.target_modules": _targets,
     "peft_config.modules_to_save": refused("beside an adapter distft trains new heads only"),
     "peft_config.freeze_trainable_layers": _of("trainable_layers", "freeze"),
@@ -212,18 +212,18 @@ IMPLIED: Mapping[str, Rule] = {
     ),
     "peft_config.lora_alpha": _of_lora("lora_alpha", 16),
     "peft_config.lora_dropout": _of_lora("lora_dropout", 0.05),
-    "learning_rate": adapters.unset("train.learning_rate", 1e-4),
-    "micro_batch_size": adapters.unset("train.per_device_train_batch_size", 1),
+    "learning_rate": shared_rules.unset("train.learning_rate", 1e-4),
+    "micro_batch_size": shared_rules.unset("train.per_device_train_batch_size", 1),
     "lr_scheduler_config": lambda value, theirs: decided(
         "constant, without warm-up, unless set there",
         train__lr_scheduler_type="constant",
         train__warmup_steps=0,
     ),
-    "cutoff_len": adapters.unset("data.cutoff_len", 2048),
+    "cutoff_len": shared_rules.unset("data.cutoff_len", 2048),
     "bf16": _bf16,
-    "enable_activation_checkpointing": adapters.unset("train.gradient_checkpointing", True),
-    "eval_dataset": lambda value, theirs: adapters.nothing_held_back(theirs, "eval_dataset"),
-    "(number of workers)": adapters.workers,
+    "enable_activation_checkpointing": shared_rules.unset("train.gradient_checkpointing", True),
+    "eval_dataset": lambda value, theirs: shared_rules.nothing_held_back(theirs, "eval_dataset"),
+    "(number of workers)": shared_rules.workers,
 }
 """What a key that is missing means there."""
 

@@ -1,7 +1,8 @@
-"""Rules that several programs share: what a fine-tuning method reads, and what workers have."""
+"""Rules that the programs share: models, what a method reads, workers, rows that are held back."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from distft import plugin
 from distft.migrate.rules import OFF, Outcome, Rule, Theirs, decided, mapped, missing, wrong
 
 LORA = ("lora", "qlora")
-_STORED = ("AWQ", "GPTQ", "AQLM")
+_STORED = re.compile(r"(?:^|[-_/])(awq|gptq|aqlm|bnb-4bit|fp8)(?=$|[-_])", re.IGNORECASE)
 
 
 def of(method: Callable[[Theirs], str], methods: tuple[str, ...], key: str) -> Rule:
@@ -37,11 +38,11 @@ def of(method: Callable[[Theirs], str], methods: tuple[str, ...], key: str) -> R
 
 def model(value: Any, theirs: Theirs) -> Outcome:
     """Return the model, if its weights can be trained."""
-    stored = [kind for kind in _STORED if kind in str(value).upper()]
+    stored = _STORED.search(str(value))
     if stored:
         return wrong(
-            f"by its name its weights are stored as {stored[0]}, which cannot be trained here; "
-            "name the model they were made from, and quantize it in 4 bits"
+            f"by its name its weights are stored as {stored[1].upper()}, which cannot be trained "
+            "here; name the model they were made from, and quantize it in 4 bits"
         )
     return mapped(model__id=value)
 
