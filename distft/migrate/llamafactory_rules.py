@@ -206,7 +206,12 @@ def max_samples(value: Any, theirs: Theirs) -> Outcome:
     count = len(names(theirs.get("dataset", "")))
     if count <= 1:
         return mapped(data__max_samples=value)
-    return decided(f"there of each of {count} sets, here of all", data__max_samples=value * count)
+    if theirs.get("mix_strategy", "concat") != "concat":
+        return decided("of the first set only; the mixed ones stay whole", data__max_samples=value)
+    return decided(
+        f"there the first of each of {count} sets, here of all, beginning with the first set",
+        data__max_samples=value * count,
+    )
 
 
 def val_size(value: Any, theirs: Theirs) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 
 from distft.migrate.rules import Outcome, Theirs, decided, missing, wrong
 
-_PRESET = re.compile(r"(?:^|_)z(?:ero)?_?([0-3])(?=_|$)")
+_PRESET = re.compile(r"(?:^|[_-])(?:z|zero|stage|zero[_-]?stage)[_-]?([0-3])(?=[_-]|$)")
 _OFFLOADED = ("offload_optimizer", "offload_param")
 _DERIVED = "the rest of it is derived from the plan"
 

@@ -424,9 +424,10 @@ def test_several_sets_are_a_list_or_a_mix(folder: Path) -> None:
     made = of({**LLAMAFACTORY, "dataset": "chats, more", "max_samples": 10}, folder)
     assert made.config["data"]["train"] == ["data/chats.json", "data/more.json"]
     assert made.config["data"]["max_samples"] == 20
-    both = {"dataset": "chats,more", "mix_strategy": "interleave_over"}
+    both = {"dataset": "chats,more", "mix_strategy": "interleave_over", "max_samples": 10}
     mixed = of({**LLAMAFACTORY, **both, "interleave_probs": "0.7,0.3"}, folder).config["data"]
     assert (mixed["train"], mixed["mix"]) == ("data/chats.json", {"data/more.json": 0.3})
+    assert mixed["max_samples"] == 10
     assert of({**LLAMAFACTORY, **both}, folder).config["data"]["mix"] == {"data/more.json": 0.5}
 
 
@@ -461,6 +462,8 @@ def test_deepspeed_is_read_from_the_file_or_told_by_its_name(folder: Path) -> No
         ("deepspeed_configs/zero3_bf16_cpuoffload_all.json", 3, "cpu"),
         ("deepspeed_configs/zero1.json", 1, None),
         ("zero2_offload", 2, "cpu"),
+        ("configs/ds_config_zero3.json", 3, None),
+        ("zero_stage1-offload.json", 1, "cpu"),
     ],
 )
 def test_the_name_of_a_preset_tells(
