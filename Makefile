@@ -16,7 +16,7 @@ define timed
 echo "make $(1): $$(( $$(date +%s) - start )) s wall time, exit status $$status"; exit $$status
 endef
 
-.PHONY: setup quickstart quickstart-sft test test-slow lint type check fmt golden bench cluster
+.PHONY: setup quickstart quickstart-sft test test-slow lint type check fmt golden chaos bench cluster
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ test-slow: setup
 # Trajectories that must agree: torch = ZeRO 0 = 1 = 2 = 3, splits, interrupted = uninterrupted.
 golden: setup
 	$(call timed,golden,$(BIN)/pytest tests/golden $(PYTEST_ARGS))
+
+# Hosts of their own, lost and brought back: needs root and the package iproute2.
+chaos: setup
+	$(call timed,chaos,$(BIN)/pytest tests/chaos -o python_files='chaos_*.py' $(PYTEST_ARGS))
 
 # Measurements, not tests: they print numbers and assert no time.
 bench: setup

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import NodeDiedError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distft import machine, plugin
 from distft.capacity import DATA_CPUS, size_text
-from distft.errors import ClusterError
+from distft.errors import ClusterError, LostError
 from distft.machine import Machine
 from distft.plan import Plan
 from distft.stages import USABLE_SHARE
@@ -167,6 +168,11 @@ def _answered(answer: ray.ObjectRef, node: Mapping[str, Any]) -> Machine:
         found: Machine = ray.get(answer)
     except Exception as error:
         cause = getattr(error, "cause", None) or error
+        if isinstance(cause, NodeDiedError | WorkerCrashedError):
+            raise LostError(
+                f"Node {node['NodeManagerAddress']} was lost while it was looked at.",
+                "The same command may succeed without it, or once it is back.",
+            ) from error
         raise ClusterError(
             f"Node {node['NodeManagerAddress']} cannot be looked at: {type(cause).__name__}: "
             f"{str(cause).strip().splitlines()[-1]}",

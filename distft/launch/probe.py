@@ -14,12 +14,13 @@ from pathlib import Path
 
 import ray
 from pydantic import BaseModel
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distft import assets, config_file
 from distft.config import RunConfig
 from distft.data import files
-from distft.errors import ConfigError
+from distft.errors import ConfigError, LostError
 
 ANSWER_S = 60
 """Longest wait for a node."""
@@ -84,8 +85,8 @@ def probe(config: RunConfig) -> Found:
         for folder in made:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-    found.unseen = [(at, path) for at, (unseen, _) in answers.items() for path in unseen]
-    found.unshared = [at for at, (_, shared) in answers.items() if not (writable and shared)]
+    found.unseen = sorted((at, path) for at, (unseen, _) in answers.items() for path in unseen)
+    found.unshared = sorted(at for at, (_, seen) in answers.items() if not (writable and seen))
     return found
 
 
@@ -126,5 +127,9 @@ def _recorded(run_dir: Path) -> Found:
 if __name__ == "__main__":
     # First: ray.init moves the process to the node's own copy of the job's files.
     given = config_file.load(sys.argv[1])
-    ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-    sys.stdout.write(probe(given).model_dump_json() + "\n")
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        sys.stdout.write(probe(given).model_dump_json() + "\n")
+    except RayError as error:
+        sys.stdout.write(f"a node was lost or does not answer: {type(error).__name__}\n")
+        sys.exit(LostError.exit_code)

@@ -226,6 +226,10 @@ class Jobs:
             self._client.delete_job(job_id)
         if details.driver_exit_code == 0:
             return Found.model_validate_json(said)
+        if exit_code("failed", details.driver_exit_code) == LostError.exit_code:
+            raise LostError(
+                f"The cluster at {self._address} cannot be probed: {said}", "Try again."
+            )
         raise ClusterError(
             f"The cluster at {self._address} cannot run distft: {said}",
             "Install distft on every node, and start Ray there from its environment: jobs run the "
