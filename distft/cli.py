@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from distft import __version__, cli_data, cli_jobs, compat, plugin
+from distft import __version__, cli_data, cli_jobs, compat, plugin, redact
 from distft.cli_arguments import Config, Json, Overrides, Run, Variant
 from distft.errors import ConfigError, DistftError, PlanError
 from distft.output import Show, answer, lines, one_of, table, write_new, written
@@ -330,7 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 2 wrong input, 3 refused, 4 the run failed, 75 lost, 130 interrupted.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with redact.streams():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: list[str]) -> int:
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     debug, as_json = "--debug" in words, "--json" in words
     words = [word for word in words if word != "--debug"] or ["--help"]

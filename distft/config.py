@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -66,8 +66,9 @@ class RunConfig(Section):
     """Name of the run and its directory; default: the file's stem."""
     output_dir: Text = "runs"
     """Folder of the run directories; on a cluster, storage every node sees."""
-    report_to: list[Literal["tensorboard"]] = Field(default_factory=list)
-    """Trackers besides metrics.jsonl."""
+    report_to: list[str] | None = None
+    """Trackers besides metrics.jsonl, such as [mlflow]; default: TensorBoard where it is installed,
+    for trials of a search none."""
     model: ModelConfig
     """The model; `model: X` is short for `model: {id: X}`."""
     task: Any = None
@@ -94,6 +95,17 @@ class RunConfig(Section):
                 "beginning with a letter or digit, at most 63 characters"
             )
         return name
+
+    @field_validator("report_to")
+    @classmethod
+    def _trackers_are_known(cls, names: list[str] | None) -> list[str] | None:
+        known = plugin.trackers()
+        for name in names or ():
+            if name not in known:
+                raise ValueError(
+                    f"unknown tracker {name!r}{nearest(name, known)}; allowed: {', '.join(known)}"
+                )
+        return names
 
     @model_validator(mode="before")
     @classmethod

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_serializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distft import plugin, space
 from distft.config_sections import Section, Share, Text
@@ -75,11 +74,6 @@ class TuneConfig(Section):
     standard error of the difference, pooled over those confirmed."""
     storage: str | None = None
     """Optuna storage URL; default: the file study.journal in the study's directory."""
-
-    @field_serializer("storage")
-    def _without_password(self, url: str | None) -> str | None:
-        # What is dumped ends in records and reports; a password must not.
-        return url and re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
     @field_validator("methods")
     @classmethod

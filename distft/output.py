@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -43,9 +42,9 @@ def answer(as_json: bool) -> Iterator[Show]:
         elif isinstance(what, str):
             sys.stdout.write(what + "\n" if what else "")
         else:
-            if isinstance(sys.stdout, io.TextIOWrapper):
-                # Where few characters are known, the others are shown as escapes.
-                sys.stdout.reconfigure(errors="backslashreplace")
+            # Where few characters are known, the others are shown as escapes.
+            if reconfigure := getattr(sys.stdout, "reconfigure", None):
+                reconfigure(errors="backslashreplace")
             # What is piped has no width of its own; 80 columns would cut a table.
             fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
             Console(width=None if fixed else _PIPE_COLUMNS).print(what)

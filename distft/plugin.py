@@ -1,9 +1,9 @@
-"""What a method, a task, a data format and a chat template are, and how their files are found.
+"""What a method, a task, a format, a chat template and a tracker are, and how they are found.
 
 A variant is one file: `distft/methods/lora.py` declares `METHOD = Method(...)`, a task file
-`TASK`, a format file `FORMAT`, a template file `TEMPLATE`. Nothing else names it: help, tables,
-JSON schema and the contract tests all come from `collect`. Variant files import no torch,
-transformers or peft at module level, so that listing them stays quick.
+`TASK`, a format file `FORMAT`, a template file `TEMPLATE`, a tracker file `TRACKER`. Nothing else
+names it: help, tables, JSON schema and the contract tests all come from `collect`. Variant files
+import no torch, transformers or peft at module level, so that listing them stays quick.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 """A canonical row: what a format makes of a raw one and a task encodes (see `Task.row`)."""
+
+Ending = Literal["completed", "stopped", "failed"]
+"""How a run left its loop; a process that is killed says nothing."""
 
 RowKind = Literal[
     "labelled_text",
@@ -96,6 +100,50 @@ class Template:
     """Special tokens the tokenizer must have, or their text would fall into pieces."""
     end: str | None = None
     """The token that ends a turn; None: the tokenizer's end of sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """What a tracker is told of a run when it begins or goes on."""
+
+    name: str
+    study: str | None
+    """The study it is a trial or the winner of."""
+    run_dir: Path
+    output_dir: Path
+    """Where a tracker that keeps all runs in one place may do so."""
+    config: Mapping[str, Any]
+    """As plain data, secrets hidden."""
+    id: str | None = None
+    """What the tracker called it before; None for a run it does not know yet."""
+
+
+class Tracking(Protocol):
+    """A run as a tracker keeps it; what its functions raise is counted and fails no run."""
+
+    @property
+    def id(self) -> str | None:
+        """Kept in the run directory, so that a resumed run is one for the tracker too."""
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Keep the numbers of a line of metrics.jsonl."""
+
+    def close(self, ending: Ending, summary: Mapping[str, float]) -> None:
+        """Keep what the run came to, and let go of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """A place besides metrics.jsonl that keeps what runs measure; `report_to` names it."""
+
+    name: str
+    summary: str
+    package: str
+    """What must be installed, as it is imported; part of the extra `tracking`."""
+    told_again: bool = False
+    """A resumed run tells it the lines of earlier attempts too; it keeps each once by itself."""
+    open: Callable[[Tracked], Tracking]
+    """Begin a run, or go on with the one whose `id` is given."""
 
 
 @dataclass(frozen=True)
@@ -329,3 +377,8 @@ def formats() -> dict[str, Format]:
 def templates() -> dict[str, Template]:
     """Return every chat template by name."""
     return collect("distft.templates", "TEMPLATE")
+
+
+def trackers() -> dict[str, Tracker]:
+    """Return every tracker by name."""
+    return collect("distft.trackers", "TRACKER")

@@ -212,7 +212,7 @@ def predict(
         if len(pending) == BATCH_ROWS:
             flush()
     flush()
-    write_text(target, "".join(f"{line}\n" for line in lines))
+    write_text(target, "".join(f"{line}\n" for line in lines), verbatim=True)
     return {
         "run": str(run_dir),
         "input": data,

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distft.errors import ConfigError
+from distft.redact import hidden, hide
 
 SCHEMA_VERSION = 1
 
@@ -218,20 +219,21 @@ def write_json(path: Path, document: Any) -> None:
         path: Where it goes; its folder must exist.
         document: Anything `json` can write.
     """
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(hidden(document), indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, verbatim: bool = False) -> None:
     """Write a UTF-8 text file atomically, through a temporary file and a rename.
 
     Args:
         path: Where it goes; its folder must exist.
         text: What it holds.
+        verbatim: Texts of the user's own rows; in all others secrets are hidden.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.write(text if verbatim else hide(text))
             file.flush()
             os.fsync(file.fileno())
         share(Path(temporary))

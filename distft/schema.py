@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from distft import plugin
 from distft.config import DEFAULT_METHOD, RunConfig, variants
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,6 +32,7 @@ def json_schema() -> dict[str, Any]:
             "default": None,
             "oneOf": options,
         }
+    schema["properties"]["report_to"]["anyOf"][0]["items"]["enum"] = list(plugin.trackers())
     schema["properties"]["model"] = {
         "description": schema["properties"]["model"]["description"],
         "oneOf": [{"type": "string", "minLength": 1}, {"$ref": "#/$defs/ModelConfig"}],

@@ -17,6 +17,7 @@ from distft import plugin, run_dir
 from distft.config import RunConfig
 from distft.errors import ConfigError, DistftError, PlanError, TrainError
 from distft.records import RunRecord, read_evaluations, read_record, write_json
+from distft.redact import hidden
 
 if TYPE_CHECKING:
     from distft.capacity import Capacity
@@ -204,9 +205,11 @@ def train(config: RunConfig, folder: Path, *, fresh: bool = False) -> RunRecord:
     from distft.batch_sizes import batch_sizes
     from distft.data.resolve import prepared_key
     from distft.data.stats import sample_stats
+    from distft.train.tracking import chosen
 
     console = Console(stderr=True)
     run_dir.check_writable(folder.parent)
+    chosen(config.report_to, trial=False)
     task = plugin.tasks()[config.task.name]
     data_key = prepared_key(config, task, config.data.format or "")
     config_hash = config.hash(data_key, batch_sizes(config)[0])
@@ -245,7 +248,7 @@ def _run(config: RunConfig, config_hash: str, folder: Path, console: Console) ->
         if not (folder / "eval.json").exists():
             preflight.check(config, made, folder, nodes)
             order = Order(
-                config=config.dump(),
+                config=hidden(config.dump()),
                 plan=made,
                 run_dir=folder,
                 data_root=root,

@@ -23,6 +23,7 @@ from distft.records import (
     write_json,
     write_text,
 )
+from distft.redact import hidden
 
 if TYPE_CHECKING:
     from distft.capacity import Capacity
@@ -53,9 +54,11 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     from distft.batch_sizes import batch_sizes
     from distft.data.resolve import prepared_key
     from distft.search.sample import build_space
+    from distft.train.tracking import chosen
 
     folder, console = config.run_dir, _console()
     run_dir.check_writable(folder.parent)
+    chosen(config.report_to, trial=False)
     build_space(config)
     task = plugin.tasks()[config.task.name]
     data_key = prepared_key(config, task, config.data.format or "")
@@ -63,7 +66,7 @@ def tune(config: RunConfig, *, fresh: bool = False, plain: bool = False) -> Stud
     held = run_dir.check_free_for_study(folder, fresh=fresh)
     if held is not None:
         run_dir.check_same(f"{folder} holds a study of", held.config_hash, config_hash)
-        if held.status == "completed" and held.config["tune"] == config.dump()["tune"]:
+        if held.status == "completed" and held.config["tune"] == hidden(config.dump()["tune"]):
             _close(folder, console)
             return held
     look = None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from distft.redact import Hiding
+
 if TYPE_CHECKING:
     from distft.records import Metrics
     from distft.train.engine import Engine
@@ -25,6 +27,7 @@ def run_worker(order: dict[str, Any]) -> None:
     import torch
 
     from distft.data.stream import stream
+    from distft.launch.gauges import Gauges
     from distft.train.job import Order, make_engine, make_job
     from distft.train.loop import train
 
@@ -39,7 +42,10 @@ def run_worker(order: dict[str, Any]) -> None:
     print(said, flush=True)  # noqa: T201 - to the run's log
     job = make_job(given, rank, lambda _, plans: stream(given.data_root, "train", plans))
     engine = make_engine(job)
+    gauges = None if rank else Gauges(job.tracked.name, job.tracked.study or "", plan.total_steps)
     for report in train(job, engine):
+        if gauges is not None:
+            gauges.show(report)
         if "eval_loss" in report:
             scalars = {k: v for k, v in report.items() if isinstance(v, int | float)}
             ray.train.report(scalars)
@@ -69,5 +75,5 @@ def log_to(path: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout = Hiding(os.fdopen(1, "w", buffering=1, closefd=False))
+    sys.stderr = Hiding(os.fdopen(2, "w", buffering=1, closefd=False))

@@ -17,6 +17,7 @@ from distft.config import RunConfig
 from distft.errors import ConfigError, PlanError, SearchError
 from distft.plan import Plan
 from distft.records import Metrics, TrialRecord
+from distft.redact import hidden
 from distft.run_dir import first_record, with_peak, with_result
 from distft.search.sample import METHOD, Sample
 from distft.search.setting import COSTS, Goal, Setting, plan_trial, rung_steps
@@ -163,7 +164,7 @@ class Desk:
         self._out.add(record.number)
         self._last_step[record.number] = plan.total_steps
         order = Order(
-            config=config.dump(),
+            config=hidden(config.dump()),
             plan=plan,
             run_dir=self._folder(record),
             data_root=setting.data_root,

@@ -19,7 +19,8 @@ from distft.data.order import StepPlan, plan_steps
 from distft.data.pack import Budget
 from distft.data.shards import Sample, SplitReader
 from distft.plan import Plan
-from distft.plugin import LossSettings, Task
+from distft.plugin import LossSettings, Task, Tracked
+from distft.redact import hidden
 from distft.train.batch import Collator, make_collator
 from distft.train.engine import Engine
 from distft.train.model import Load, builder
@@ -64,6 +65,21 @@ class Job:
     """(first step, whether samples share rows) -> this rank's part of every step from there on."""
     rungs: frozenset[int] | None = None
     """See `Order`."""
+
+    @property
+    def tracked(self) -> Tracked:
+        """What trackers are told of it."""
+        output_dir = Path(self.config.output_dir).absolute()
+        inside = self.run_dir.absolute().is_relative_to(output_dir)
+        # Trials and the winner lie in the directory of their study.
+        parts = self.run_dir.absolute().relative_to(output_dir).parts if inside else ()
+        return Tracked(
+            name=self.config.name,
+            study=parts[0] if len(parts) > 1 else None,
+            run_dir=self.run_dir,
+            output_dir=output_dir if inside else self.run_dir.parent,
+            config=hidden(self.config.dump()),
+        )
 
 
 def make_job(

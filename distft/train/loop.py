@@ -29,6 +29,7 @@ from distft.train.job import Job, Steps
 from distft.train.journal import Journal
 from distft.train.packing import packed
 from distft.train.schedule import learning_rate
+from distft.train.tracking import chosen
 
 
 def train(job: Job, engine: Engine) -> Iterator[Metrics]:
@@ -49,7 +50,14 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
     """
     position, notes = _restore(job, engine)
     done = position.step if position.baseline else None
-    journal = Journal(job.run_dir, engine.rank, done, job.config.report_to)
+    trackers = chosen(job.config.report_to, trial=job.rungs is not None)
+    with Journal(job.run_dir, engine.rank, done, trackers, job.tracked) as journal:
+        yield from _train(job, engine, position, notes, journal)
+
+
+def _train(
+    job: Job, engine: Engine, position: Position, notes: list[str], journal: Journal
+) -> Iterator[Metrics]:
     packs, said = packed(job, engine)
     for note in notes + said:
         yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
@@ -99,7 +107,9 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
         if unmoved:
             note = f"{len(unmoved)} declared parameters did not change, first {unmoved[0]}"
             yield _log(journal, {"step": position.step, "samples": position.samples, "note": note})
-    yield finish(job, engine, position)
+    result = finish(job, engine, position)
+    journal.result(result)
+    yield result
 
 
 def _restore(job: Job, engine: Engine) -> tuple[Position, list[str]]:

@@ -165,7 +165,7 @@ WRONG = {
     "method:\n  name: lora\n  rank: 8": "run.yaml:6: method.rank: unknown key; did you mean rank_",
     "method:\n  r: 0": "run.yaml:5: method.r: must be greater than or equal to 1; got 0",
     "report_to: wandb": 'run.yaml:4: report_to: must be a list; got "wandb"',
-    "report_to: [wandb]": "report_to: must be 'tensorboard'",
+    "report_to: [wandbb]": "report_to: unknown tracker 'wandbb'; did you mean wandb?; allowed: ",
     "cluster: {offload: gpu}": "cluster.offload: must be 'none' or 'cpu'",
     "  eval: 2": "run.yaml:4: data.eval: must be less than 1 or must be a string or must be a list",
     "  mix: g.jsonl": "run.yaml:4: data.mix: must be a section, that is keys and values",
@@ -258,10 +258,3 @@ def test_parse_takes_plain_data_without_a_file() -> None:
 )
 def test_every_shipped_config_loads(path: Path) -> None:
     assert load(path).name == path.stem
-
-
-def test_no_password_of_a_storage_is_dumped(tmp_path: Path) -> None:
-    url = "postgresql://me:secret@host/db"
-    config = load(write(tmp_path, f"{BASE}tune: {{storage: '{url}'}}\n"))
-    assert config.tune.storage == url
-    assert config.dump()["tune"]["storage"] == "postgresql://me:***@host/db"

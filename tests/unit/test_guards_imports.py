@@ -27,11 +27,11 @@ LAYERS = (
     ("hf", "shape", "adapter", "assets", "capacity", "gguf", "machine"),
     ("compat",),
     ("config", "config_file", "config_sections", "config_tune"),
-    ("methods", "tasks", "formats", "templates"),
+    ("methods", "tasks", "formats", "templates", "trackers"),
     (
         *("plugin", "fields", "records", "space", "chat"),
         *("heads", "virtual_tokens", "bottleneck", "scoring", "texts", "overlap"),
-        *("languages", "masking", "blocks"),
+        *("languages", "masking", "blocks", "redact"),
     ),
     ("errors",),
 )
@@ -53,12 +53,14 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "deepspeed": (("train/deepspeed_engine.py",), ()),
     "peft": (("bottleneck.py",), ("methods/", "hf.py", "adapter.py")),
     "bitsandbytes": ((), ("methods/", "hf.py")),
+    "mlflow": ((), ("trackers/",)),
     "phonenumbers": ((), ("masking.py",)),
     "py3langid": ((), ("languages.py",)),
     "rensa": ((), ("data/near.py",)),
     "rouge_score": ((), ("overlap.py",)),
     "regex": ((), ("overlap.py",)),
     "sacrebleu": ((), ("overlap.py",)),
+    "wandb": ((), ("trackers/",)),
     "transformers": (
         ("hf.py", "shape.py", "gguf.py", "train/"),
         ("tasks/", "methods/", "adapter.py"),
