@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -100,8 +102,10 @@ def logs(
     """Print what a job has printed."""
     from distft import api
 
+    # The log is what was asked for, so it goes to stdout, which `answer` keeps for later.
+    write = _write if as_json else _to_stdout()
     with answer(as_json) as show:
-        found, text = api.job_logs(_name(job), address=address, follow=_write if follow else None)
+        found, text = api.job_logs(_name(job), address=address, follow=write if follow else None)
         show({**found.model_dump(), "log": text}, text.removesuffix("\n"))
 
 
@@ -137,17 +141,27 @@ def _name(word: str) -> str:
 def _submitted(job: Job) -> str:
     if job.state == "succeeded":
         return f"{job.id} has completed it:\n{job.said}"
-    what = f"{job.id} is running already" if job.said else f"submitted {job.id}"
+    what = f"submitted {job.id}" if job.submitted else f"{job.id} is running already"
     return f"{what}; its directory: {job.run_dir}\nfollow it: distft logs -f {job.id}"
 
 
 def _told(job: Job) -> str:
-    return lines({key: value for key, value in job.model_dump().items() if key != "config"})
+    return lines(job.model_dump(exclude={"config", "submitted"}))
 
 
 def _write(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
+
+
+def _to_stdout() -> Callable[[str], None]:
+    stdout = os.fdopen(os.dup(1), "w", errors="backslashreplace")
+
+    def write(text: str) -> None:
+        stdout.write(text)
+        stdout.flush()
+
+    return write
 
 
 def _exit_as(job: Job, wanted: bool) -> None:

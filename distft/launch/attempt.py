@@ -40,6 +40,8 @@ class Job(BaseModel):
     """On the cluster."""
     config: str
     """Digest of its configuration file."""
+    submitted: bool = False
+    """Whether the command that tells of it has just started it."""
     said: str = ""
     """Last line of its log."""
 

@@ -200,7 +200,7 @@ class Jobs:
         }
         job_id = submission_id(config.name, attempt)
         self._start(job_id, words, files, metadata)
-        return self.find(job_id)
+        return self.find(job_id).model_copy(update={"submitted": True})
 
     def _start(
         self, job_id: str, words: Sequence[str], files: dict[str, str], metadata: dict[str, str]
@@ -222,10 +222,13 @@ class Jobs:
         with self._asking():
             while (details := self._client.get_job_info(job_id)).status.value.lower() in LIVE:
                 time.sleep(_POLL_S)
-            said = _last_line(str(self._client.get_job_logs(job_id)))
+            log = str(self._client.get_job_logs(job_id))
             self._client.delete_job(job_id)
-        if details.driver_exit_code == 0:
-            return Found.model_validate_json(said)
+        # Ray may have told of the end of its own process behind it.
+        answers = [line for line in log.splitlines() if line.startswith("{")]
+        if details.driver_exit_code == 0 and answers:
+            return Found.model_validate_json(answers[-1])
+        said = _last_line(log)
         if exit_code("failed", details.driver_exit_code) == LostError.exit_code:
             raise LostError(
                 f"The cluster at {self._address} cannot be probed: {said}", "Try again."
@@ -265,7 +268,11 @@ class Jobs:
         Returns:
             The job as it ended.
         """
-        asyncio.run(self._tail(job, write))
+        try:
+            asyncio.run(self._tail(job, write))
+        except KeyboardInterrupt:
+            write(f"{job.id} goes on; `distft stop {job.id}` ends it.\n")
+            raise
         return self.wait(job)
 
     async def _tail(self, job: Job, write: Callable[[str], None]) -> None:

@@ -142,7 +142,7 @@ def user(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     (folder / "rows.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     # Ray's sockets need a short path; the number keeps two sessions apart.
-    hosts = Hosts(Path(tempfile.mkdtemp(prefix="dft")) / "h", os.getpid() % 255)
+    hosts = Hosts(Path(tempfile.mkdtemp(prefix="dft")), os.getpid() % 255)
     try:
         hosts.start(A)
         hosts.start(B)
