@@ -103,7 +103,7 @@ wait_for() {
 
 # shellcheck disable=SC2329 # wait_for calls it
 all_joined() {
-    python - "$SLURM_JOB_NUM_NODES" <<'PYTHON'
+    timeout 60 python - "$SLURM_JOB_NUM_NODES" <<'PYTHON'
 import sys
 
 import ray
@@ -151,6 +151,7 @@ say "Ray's head on ${nodes[0]}"
 srun --overlap --nodes=1 --ntasks=1 --cpus-per-task=@cpus@ --nodelist="${nodes[0]}" \\
     ray start --head --block --disable-usage-stats --node-ip-address="$ip" \\
     --port="${RAY_ADDRESS##*:}" --temp-dir="$TEMPORARY" \\
+    --ray-client-server-port=$((30000 + SLURM_JOB_ID % 10000)) \\
     --num-cpus=@cpus@ --num-gpus=@gpus@ --object-store-memory=@object_store@ &
 steps+=("$!")
 wait_for "the head" ray health-check --address="$RAY_ADDRESS"

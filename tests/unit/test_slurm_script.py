@@ -139,7 +139,8 @@ def test_head_then_workers_then_the_run_then_nothing_is_left(job: Job) -> None:
     assert "--nodes=2 " in workers
     assert "--nodelist=node2,node3 " in workers
     assert f"rm -rf -- /tmp/distft-{os.getpid()}" in last
-    assert f"--port={port} --temp-dir=/tmp/distft-{os.getpid()} --num-cpus=8 --num-gpus=0" in head
+    assert f"--port={port} --temp-dir=/tmp/distft-{os.getpid()} " in head
+    assert f"--ray-client-server-port={port + 10000} --num-cpus=8 --num-gpus=0 " in head
 
 
 def test_one_node_is_head_and_worker(tmp_path: Path) -> None:
