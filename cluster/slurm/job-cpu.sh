@@ -51,11 +51,12 @@ cleanup() {
 finish() {
     local status=$1
     cleanup
-    case $status in
-        0) again=0 ;;
-        2 | 3 | 4 | 130) ;; # the same command would end the same way
-        *) ((ended)) || again=1 ;;
-    esac
+    if ((status == 0)); then
+        again=0
+    elif ((status == LOST || (status > 128 && status != 130))); then
+        # Not an end of its own: the same command may succeed.
+        ((ended)) || again=1
+    fi
     if ((again)); then
         if ((${SLURM_RESTART_COUNT:-0} < MOST_RESTARTS)); then
             say "queued again, to go on from the newest checkpoint"
@@ -139,10 +140,10 @@ train:
   max_steps: 60
   global_batch_size: 16
 cluster:
-  address: auto
   num_workers: 2
   zero_stage: 2
   storage: /mnt/distft
+  address: auto
 DISTFT_CONFIG
 )
 export RAY_AUTH_MODE=token

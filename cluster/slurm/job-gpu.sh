@@ -52,11 +52,12 @@ cleanup() {
 finish() {
     local status=$1
     cleanup
-    case $status in
-        0) again=0 ;;
-        2 | 3 | 4 | 130) ;; # the same command would end the same way
-        *) ((ended)) || again=1 ;;
-    esac
+    if ((status == 0)); then
+        again=0
+    elif ((status == LOST || (status > 128 && status != 130))); then
+        # Not an end of its own: the same command may succeed.
+        ((ended)) || again=1
+    fi
     if ((again)); then
         if ((${SLURM_RESTART_COUNT:-0} < MOST_RESTARTS)); then
             say "queued again, to go on from the newest checkpoint"
@@ -141,10 +142,10 @@ train:
   global_batch_size: 128
   gradient_checkpointing: true
 cluster:
-  address: auto
   num_workers: 16
   zero_stage: 3
   storage: /mnt/distft
+  address: auto
 DISTFT_CONFIG
 )
 export RAY_AUTH_MODE=token

@@ -21,6 +21,7 @@ from distft.capacity import DATA_CPUS, GIB, parse_size, shape_capacity, size_tex
 from distft.config import RunConfig
 from distft.config_sections import ShapeConfig
 from distft.errors import ClusterError, ConfigError
+from distft.launch.attempt import check_secrets, on_storage
 
 HEAD_CPUS = 4
 """Cores of the head; Ray gives none of them to training."""
@@ -32,8 +33,6 @@ KEYS = "distft-keys"
 """Kubernetes secret with the environment's keys, such as HF_TOKEN and WANDB_API_KEY."""
 MOST_LABEL = 40
 """Characters of a cluster's name: KubeRay appends to it, and allows 47."""
-
-_PASSWORD = re.compile(r"(\w+://)[^/\s@]*:[^/\s@]+@")
 
 
 class Settings(BaseModel):
@@ -146,8 +145,8 @@ def settings(config: RunConfig, command: Literal["train", "tune"]) -> Settings:
         The settings; `cluster.shape` is what is started.
 
     Raises:
-        ConfigError: A path that the nodes cannot see, no storage, a password.
-        ClusterError: The workers do not fit the shape.
+        ConfigError: A path that the nodes cannot see, or no storage.
+        ClusterError: The workers do not fit the shape, or an address holds a password.
     """
     storage = config.cluster.storage
     if storage is None:
@@ -156,6 +155,7 @@ def settings(config: RunConfig, command: Literal["train", "tune"]) -> Settings:
             "Set it to the path where all of them mount the same storage, such as "
             "cluster.storage=/mnt/distft.",
         )
+    check_secrets(config)
     _check_paths(config, storage)
     shape = config.cluster.shape or ShapeConfig()
     capacity = shape_capacity(shape)
@@ -164,11 +164,10 @@ def settings(config: RunConfig, command: Literal["train", "tune"]) -> Settings:
     head = min(capacity.memory_bytes, MOST_HEAD_MEMORY_BYTES)
     if shape.head_memory is not None:
         head = parse_size("cluster.shape.head_memory", shape.head_memory)
-    run_config = _on_cluster(config, storage)
     return Settings(
         name=config.name,
         command=command,
-        config=_without_password(_text(run_config)),
+        config=_text(on_storage(config)),
         assets=any(spec.startswith("asset:") for _, spec in _places(config)),
         nodes=capacity.nodes,
         cpus=capacity.cpus,
@@ -190,15 +189,10 @@ def _oldest_python() -> str:
     return next(spec.version for spec in allowed if spec.operator == ">=")
 
 
-def _on_cluster(config: RunConfig, storage: str) -> RunConfig:
-    output_dir = str(PurePosixPath(storage) / config.output_dir)
-    cluster = config.cluster.model_copy(update={"address": "auto"})
-    return config.model_copy(update={"output_dir": output_dir, "cluster": cluster})
-
-
 def _text(config: RunConfig) -> str:
     """Return the keys that are set, as YAML."""
     plain = config.model_dump(exclude_unset=True)
+    plain["cluster"]["address"] = "auto"
     # What is started is not what is asked for: the job measures its cluster.
     for key in ("shape", "nfs", "image"):
         plain["cluster"].pop(key, None)
@@ -249,17 +243,6 @@ def _check_paths(config: RunConfig, storage: str) -> None:
 def _below(spec: str, storage: str) -> bool:
     path = PurePosixPath(spec)
     return path.is_relative_to(storage) and ".." not in path.parts
-
-
-def _without_password(text: str) -> str:
-    found = _PASSWORD.search(text)
-    if found:
-        raise ConfigError(
-            f"An address of {found[1]} holds a password, which a manifest would show.",
-            "Leave it out: pass keys by the environment, such as AWS_ACCESS_KEY_ID and "
-            f"AWS_SECRET_ACCESS_KEY; on Kubernetes from the secret {KEYS}.",
-        )
-    return text
 
 
 def _check_fits(config: RunConfig, nodes: int, cpus: int, gpus: int) -> None:

@@ -66,11 +66,12 @@ cleanup() {
 finish() {
     local status=$1
     cleanup
-    case $status in
-        0) again=0 ;;
-        2 | 3 | 4 | 130) ;; # the same command would end the same way
-        *) ((ended)) || again=1 ;;
-    esac
+    if ((status == 0)); then
+        again=0
+    elif ((status == LOST || (status > 128 && status != 130))); then
+        # Not an end of its own: the same command may succeed.
+        ((ended)) || again=1
+    fi
     if ((again)); then
         if ((${SLURM_RESTART_COUNT:-0} < MOST_RESTARTS)); then
             say "queued again, to go on from the newest checkpoint"

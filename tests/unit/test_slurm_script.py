@@ -163,7 +163,7 @@ def test_the_token_is_in_a_file_of_the_user_alone(job: Job) -> None:
 
 @pytest.mark.parametrize(
     ("exit_code", "again"),
-    [(2, False), (3, False), (4, False), (130, False), (75, True), (137, True)],
+    [(1, False), (2, False), (3, False), (4, False), (130, False), (75, True), (137, True)],
 )
 def test_its_exit_code_is_the_runs(job: Job, exit_code: int, again: bool) -> None:
     status, said = job.run(DISTFT_EXIT=str(exit_code))
