@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _POLL_S = 1.0
 _SAY_S = 60.0
+_PATIENCE_S = 10.0
+"""Not worth a word: what ended just now is being cleared away."""
 
 
 def resources(plan: Plan, cluster: ClusterConfig) -> dict[str, float]:
@@ -93,12 +95,12 @@ def wait_for_room(plan: Plan, cluster: ClusterConfig, say: Callable[[str], None]
         LostError: The nodes are not there, and did not come back.
     """
     watch = Watch(resources(plan, cluster), plan.world_size)
-    said: float | None = None
+    said = time.monotonic() - _SAY_S + _PATIENCE_S
     while True:
         lacking = watch.lacking()
         if not lacking and watch.free():
             return
-        if said is None or time.monotonic() - said > _SAY_S:
+        if time.monotonic() - said > _SAY_S:
             said = time.monotonic()
             who = "lost nodes" if lacking else "other jobs"
             say(f"waiting for {who}: {watch.needs()} ...")
