@@ -88,7 +88,8 @@ class Plan(BaseModel):
             f"{about}{self.micro_batch_tokens:,} tokens ({self.per_device_train_batch_size} of the "
             "longest samples)",
             f"length     {self.total_steps:,} steps ({self.steps_per_epoch:,} an epoch), "
-            f"{self.total_samples:,} samples, warm-up {self.warmup_steps}, evaluation every "
+            f"{self.total_samples:,} samples, about {self.total_samples * self.mean_tokens:,.0f} "
+            f"tokens, warm-up {self.warmup_steps}, evaluation every "
             f"{self.eval_steps or self.total_steps}",
             f"rate       {self.learning_rate:g}",
             *self.memory.render(),
