@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distft import plugin
-from distft.migrate import axolotl_data, shared_rules, trainer_keys, zero
+from distft.migrate import axolotl_data, shared_rules, zero
 from distft.migrate.rules import (
     OFF,
     Outcome,
@@ -194,9 +194,9 @@ def tracker(name: str) -> Rule:
     def rule(value: Any, theirs: Theirs) -> Outcome:
         if not value:
             return mapped(OFF)
-        if name not in trainer_keys.trackers():
-            return missing(f"report_to has {', '.join(trainer_keys.trackers())}")
-        wanted = [one for one in trainer_keys.trackers() if _wants(one, theirs)]
+        if name not in plugin.trackers():
+            return missing(f"report_to has {', '.join(plugin.trackers())}")
+        wanted = [one for one in plugin.trackers() if _wants(one, theirs)]
         return mapped(report_to=wanted)
 
     return rule

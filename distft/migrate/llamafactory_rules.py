@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distft import plugin
-from distft.migrate import datasets, llamafactory_data, shared_rules, trainer_keys, zero
+from distft.migrate import datasets, llamafactory_data, shared_rules, zero
 from distft.migrate.rules import OFF, Outcome, Rule, Theirs, decided, mapped, missing, names, wrong
 
 _TASKS = {"sft": "sft", "pt": "causal_lm"}
@@ -276,7 +276,7 @@ def swanlab(value: Any, theirs: Theirs) -> Outcome:
     """Return what becomes of a tracker that distft does not have."""
     if not value:
         return mapped(OFF)
-    return missing(f"distft has {', '.join(trainer_keys.trackers())}: report_to")
+    return missing(f"distft has {', '.join(plugin.trackers())}: report_to")
 
 
 def ray_init(value: Any, theirs: Theirs) -> Outcome:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
-from distft.config import NAME_PATTERN, RunConfig
+from distft import plugin
+from distft.config import NAME_PATTERN
 from distft.migrate import zero
 from distft.migrate.rules import (
     OFF,
@@ -94,18 +95,12 @@ def output_dir(value: Any, theirs: Theirs) -> Outcome:
     )
 
 
-def trackers() -> tuple[str, ...]:
-    """Return what `report_to` may name here."""
-    (inner,) = get_args(RunConfig.model_fields["report_to"].annotation)
-    return get_args(inner)
-
-
 def report_to(value: Any, theirs: Theirs) -> Outcome:
     """Return which trackers metrics go to."""
     wanted = [name for name in names(value or "") if name != "none"]
-    known = [name for name in wanted if name in trackers()]
+    known = [name for name in wanted if name in plugin.trackers()]
     if len(known) < len(wanted):
-        return decided(f"distft has {', '.join(trackers())}", report_to=known)
+        return decided(f"distft has {', '.join(plugin.trackers())}", report_to=known)
     return mapped(report_to=known)
 
 
