@@ -34,6 +34,7 @@ RUN_FILES = {
     "report.json",
     "logs",
     "probe.safetensors",
+    "tensorboard",
 }
 TRAIN_KEYS = {
     "step",
@@ -74,7 +75,7 @@ def test_the_run_directory_holds_what_is_promised(finished: Any, lines: Lines) -
         f"{kind}-{rank:05d}.{ending}"
         for rank in (0, 1)
         for kind, ending in (("worker", "log"), ("samples-rank", "jsonl"))
-    }
+    } | {"tensorboard.json"}
     record = RunRecord.model_validate_json((run_dir / "run.json").read_text(encoding="utf-8"))
     assert (record.status, record.world_size, record.zero_stage) == ("completed", 2, 2)
     assert record.error is None
