@@ -75,7 +75,7 @@ def worst(run: Path, logits: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("kind", "merge", "written"),
     [
-        ("bert-lora", False, "adapter"),
+        pytest.param("bert-lora", False, "adapter", marks=pytest.mark.slow),
         ("bert-lora", True, "merged"),
         ("bert-full", False, "full"),
         ("llama-lora", False, "adapter"),
@@ -206,9 +206,8 @@ def test_merging_a_full_run_is_refused(runs, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("five-classes", marks=pytest.mark.slow), "no-pooler"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["five-classes", "no-pooler"])
 def test_the_card_loads_a_base_whose_head_does_not_fit(
     kind: str, runs_folder: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
