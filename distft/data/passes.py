@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -96,61 +94,35 @@ def _surveyed(job: Job, task: Task, number: int) -> Iterator[pa.Table]:
         yield _table(columns | {"chunk": [number] * len(held)}, _SURVEYED, len(held))
 
 
-def encode_chunks(batch: pa.Table, pickled: bytes) -> Iterator[pa.Table]:
-    """Yield the tokens of rows.
-
-    A task and not an actor: it runs in a process that the first pass has started already.
-
-    Args:
-        batch: `chunk`, as for `survey_chunks`, and `codes`, for every row of it 0 where it is not
-            wanted, else what `split` is to hold.
-        pickled: An `Encoder`.
-
-    Yields:
-        Tables of at most 1,024 rows, at least one for each chunk; `fatal` as there.
-    """
-    # The process has one CPU; the backend would start a thread for every one there is.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    encoder = _encoder(pickled)
-    for number, codes in zip(batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True):
-        yield from _guarded(number, encoder.tables(number, codes), encoder.schema)
-
-
-@lru_cache(maxsize=1)
-def _encoder(pickled: bytes) -> Encoder:
-    """Return the encoder, which takes longer to unpickle than many a chunk to tokenize."""
-    encoder: Encoder = pickle.loads(pickled)
-    return encoder
-
-
 class Encoder:
-    """Turns the rows of chunks into token ids.
-
-    Args:
-        job: Where the chunks lie and how they are read.
-        tokenizer: The model's.
-        context: Longest sample and class names.
-    """
+    """The second pass, in a Ray actor: chunks -> token ids."""
 
     def __init__(
         self, job: Job, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     ) -> None:
+        # An actor has one CPU; the backend would start a thread for every one there is.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._job, self._tokenizer, self._context = job, tokenizer, context
         self._task = plugin.tasks()[job.task]
         self._ends = self._task.ends(tokenizer) if self._task.ends else set()
-        self.schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
-        """Of the tables."""
+        self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
 
-    def tables(self, number: int, codes: bytes) -> Iterator[pa.Table]:
-        """Yield the tokens of a chunk's rows.
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """Yield the tokens of rows.
 
         Args:
-            number: Of the chunk.
-            codes: As in `encode_chunks`.
+            batch: `chunk`, as for `survey_chunks`, and `codes`, for every row of it 0 where it is
+                not wanted, else what `split` is to hold.
 
         Yields:
-            Tables of at most 1,024 rows.
+            Tables of at most 1,024 rows, at least one for each chunk; `fatal` as there.
         """
+        for number, codes in zip(
+            batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True
+        ):
+            yield from _guarded(number, self._tables(number, codes), self._schema)
+
+    def _tables(self, number: int, codes: bytes) -> Iterator[pa.Table]:
         readings = self._job.reader(number).read(self._job.chunks[number])
         wanted = (
             (finished.place_of(number, at), code, reading)
@@ -180,7 +152,7 @@ class Encoder:
             "ended": [not self._ends.isdisjoint(one.labels) for one in samples],
             "targets": [self._task.num_targets(one.labels) for one in samples],
         }
-        return _table(columns, self.schema, len(found))
+        return _table(columns, self._schema, len(found))
 
 
 _NOTHING = Encoded([], [])

@@ -42,7 +42,7 @@ from distft.data.manifest import (
     log_preparation,
     save_manifest,
 )
-from distft.data.passes import Encoder, Job, encode_chunks, survey_chunks
+from distft.data.passes import Encoder, Job, survey_chunks
 from distft.data.shards import ShardWriter
 from distft.data.split import Part
 from distft.data.stream import ordered_context
@@ -52,7 +52,7 @@ from distft.plugin import EncodeContext, Task
 Progress = Callable[[int, int], None]
 """(rows tokenized, rows in all)."""
 
-_BYTES_PER_PROCESS = 4 << 20
+_BYTES_PER_ACTOR = 4 << 20
 """Raw data below which another tokenizing process costs more to start than it saves."""
 _ALLOCATOR = {"env_vars": {"LD_PRELOAD": str(Path(ray.__file__).parent / "core/libjemalloc.so")}}
 """Tokenizers spend half their time on memory; with the allocator that comes with Ray hardly any. A
@@ -179,8 +179,10 @@ def _make(
 def _survey(job: Job) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
-    items = [(i, b"") for i in range(len(job.chunks))]
-    for table in _run(survey_chunks, job, items, _cpus()):
+    # Ray warns of more processes than there is work for.
+    size = max(1, min(len(job.chunks), _cpus()))
+    how = {"fn_args": (job,), "compute": ray.data.TaskPoolStrategy(size=size)}
+    for table in _run(survey_chunks, how, [(i, b"") for i in range(len(job.chunks))]):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
         if job.stop_at_bad_row:
@@ -229,9 +231,7 @@ def _tokenize(
     done, tokenized = total - _rows(left), begun.tokenized_rows
     # A chunk of which nothing is left is not read again.
     items = [(i, codes) for i, codes in enumerate(left) if codes.count(0) < len(codes)]
-    size = min(_cpus(), sum(chunk.size_bytes for chunk in job.chunks) // _BYTES_PER_PROCESS)
-    pickled = ray.cloudpickle.dumps(Encoder(*encoder))
-    for table in _run(encode_chunks, pickled, items, size):
+    for table in _run(Encoder, _actors(encoder), items):
         for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
             _raise_fatal(item["fatal"])
         good = pc.is_null(table["reason"])
@@ -266,30 +266,17 @@ def _rows(wanted: Sequence[bytes]) -> int:
 
 
 def _run(
-    stage: Callable[[pa.Table, Any], Iterator[pa.Table]],
-    given: Any,
-    chunks: Sequence[tuple[int, bytes]],
-    size: int,
+    stage: Any, how: dict[str, Any], chunks: Sequence[tuple[int, bytes]]
 ) -> Iterator[pa.Table]:
-    """Yield the tables a stage makes of chunks, named by number and with their codes, in order.
-
-    At most `size` processes work at them; Ray warns of more than there is work for.
-    """
+    """Yield the tables a stage makes of chunks, named by number and with their codes, in order."""
     if not chunks:
         return
     items = [{"chunk": number, "codes": codes} for number, codes in chunks]
     with ray.data.DataContext.current(ordered_context()), warnings.catch_warnings():
-        # `max_retries` has no other spelling in this Ray.
+        # `max_restarts` has no other spelling in this Ray.
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            stage,
-            fn_args=(given,),
-            compute=ray.data.TaskPoolStrategy(size=max(1, min(len(items), size))),
-            batch_size=None,
-            batch_format="pyarrow",
-            runtime_env=_ALLOCATOR,
-            # On one node a process dies for want of memory; the next would as well.
-            max_retries=-1 if len(ray.nodes()) > 1 else 0,
+            stage, batch_size=None, batch_format="pyarrow", runtime_env=_ALLOCATOR, **how
         )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
@@ -298,6 +285,18 @@ def _cpus() -> int:
     """Return how many processes have a CPU each; a local Ray offers more slots than there are."""
     slots = int(ray.cluster_resources().get("CPU", 1))
     return slots if len(ray.nodes()) > 1 else min(slots, len(os.sched_getaffinity(0)))
+
+
+def _actors(encoder: tuple[Job, Any, EncodeContext]) -> dict[str, Any]:
+    job = encoder[0]
+    size_bytes = sum(chunk.size_bytes for chunk in job.chunks)
+    size = max(1, min(len(job.chunks), _cpus(), size_bytes // _BYTES_PER_ACTOR))
+    return {
+        "fn_constructor_args": encoder,
+        "compute": ray.data.ActorPoolStrategy(size=size),
+        # On one node an actor dies for want of memory; the next would as well.
+        "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
+    }
 
 
 def _raise_fatal(fatal: str | None) -> None:
