@@ -7,10 +7,12 @@ What is an answer the template itself says, never a search in the text: by its g
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from distft import plugin
+from distft import plugin, texts
 from distft.errors import ConfigError
 from distft.plugin import Row, UnusableRow
 
@@ -69,13 +71,7 @@ def render(
         ConfigError: There is no template.
         UnusableRow: The template refuses this conversation.
     """
-    import jinja2
-
-    try:
-        text = _apply(tokenizer, messages, tools, tokenize=False, add_generation_prompt=prompt)
-    except jinja2.TemplateError as error:
-        raise UnusableRow(f"the chat template refuses this conversation: {error}") from error
-    return str(text)
+    return _rendered(tokenizer, [messages], tools, prompt=prompt)[0]
 
 
 def encode(
@@ -95,7 +91,7 @@ def encode(
         (ids, which of them belong to answers, whether anything was cut).
 
     Raises:
-        ConfigError: There is no template.
+        ConfigError: There is no template, or the tokenizer is a slow one.
         UnusableRow: The template does not show all of it, or refuses it.
     """
     _check_shown(tokenizer, row)
@@ -111,92 +107,135 @@ def encode(
     return ids[:cutoff_len], answers[:cutoff_len], True
 
 
-def _apply(
+def _rendered(
     tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
+    conversations: Sequence[Sequence[Message]],
     tools: Sequence[Mapping[str, Any]],
-    **settings: Any,
-) -> Any:
+    *,
+    prompt: bool = False,
+) -> list[str]:
+    """Return each of some conversations as the model reads it; see `render`."""
+    if not conversations:
+        return []
     if tokenizer.chat_template is None:
         raise ConfigError(
             f"{tokenizer.name_or_path} has no chat template, which task sft needs.",
             "Set data.template (see `distft templates`), or take an instruction-tuned model.",
         )
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tools=[dict(tool) for tool in tools] or None,
-        **settings,
-    )
+    settings = {"tokenize": False, "add_generation_prompt": prompt}
+    found: list[str] = _apply(tokenizer.apply_chat_template, conversations, tools, **settings)
+    return found
+
+
+def _apply(
+    write: Callable[..., Any],
+    conversations: Sequence[Sequence[Message]],
+    tools: Sequence[Mapping[str, Any]],
+    **settings: Any,
+) -> Any:
+    """Return what a function of transformers makes of conversations by a template."""
+    import jinja2
+
+    # Messages without what is None, as `apply_chat_template` has a template see them.
+    given = [
+        [{key: message[key] for key in message if message[key] is not None} for message in each]
+        for each in conversations
+    ]
+    try:
+        return write(given, tools=[dict(tool) for tool in tools] or None, **settings)
+    except jinja2.TemplateError as error:
+        raise UnusableRow(f"the chat template refuses this conversation: {error}") from error
 
 
 def _check_shown(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
     """Refuse a row whose tools or tool results the template would leave out without a word."""
     messages, tools = row["messages"], row.get("tools", ())
-    if tools and render(tokenizer, messages, tools) == render(tokenizer, messages):
+    results = [i for i, message in enumerate(messages) if message["role"] == "tool"]
+    ends = {end for i in results for end in (i, i + 1)} | ({len(messages)} if tools else set())
+    found = _rendered(tokenizer, [messages[:end] for end in ends], tools)
+    shown = dict(zip(ends, found, strict=True))
+    if tools and shown[len(messages)] == render(tokenizer, messages):
         raise UnusableRow("the chat template does not show the row's tools")
-    for i, message in enumerate(messages):
-        if message["role"] == "tool":
-            before = render(tokenizer, messages[:i], tools)
-            if render(tokenizer, messages[: i + 1], tools) == before:
-                raise UnusableRow("the chat template does not show what a tool returned")
+    if any(shown[i] == shown[i + 1] for i in results):
+        raise UnusableRow("the chat template does not show what a tool returned")
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, row: Row) -> tuple[list[int], list[bool]]:
     if row["messages"][0]["role"] == "assistant":
         raise UnusableRow("the conversation begins with the assistant: there is no prompt")
     template = tokenizer.chat_template
-    if isinstance(template, str) and _GENERATION.search(template):
+    if isinstance(template, str) and _has_generation_blocks(template):
         return _by_generation_blocks(tokenizer, row)
     return _turn_by_turn(tokenizer, row)
+
+
+@cache
+def _has_generation_blocks(template: str) -> bool:
+    return _GENERATION.search(template) is not None
 
 
 def _by_generation_blocks(
     tokenizer: PreTrainedTokenizerBase, row: Row
 ) -> tuple[list[int], list[bool]]:
-    import jinja2
+    """Return what `apply_chat_template` of transformers does with `return_assistant_tokens_mask`.
 
-    try:
-        found = _apply(
-            tokenizer,
-            row["messages"],
-            row.get("tools", ()),
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-    except jinja2.TemplateError as error:
-        raise UnusableRow(f"the chat template refuses this conversation: {error}") from error
-    return list(found["input_ids"]), [bool(one) for one in found["assistant_masks"]]
+    Its call is taken apart: it makes Python objects of much that nobody asks for.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages, tools = row["messages"], row.get("tools", ())
+    asked: dict[str, Any] = {"return_assistant_tokens_mask": True}
+    if texts.has_own(tokenizer, "apply_chat_template"):
+        asked |= {"tokenize": True, "return_dict": True}
+        found = _apply(tokenizer.apply_chat_template, [messages], tools, **asked)
+        return list(found["input_ids"][0]), [bool(one) for one in found["assistant_masks"][0]]
+    asked |= {"chat_template": tokenizer.chat_template, **tokenizer.special_tokens_map}
+    rendered, blocks = _apply(render_jinja_template, [messages], tools, **asked)
+    ids, places = texts.place(rendered[0], tokenizer)
+    answers = [False] * len(ids)
+    for start, stop in blocks[0]:
+        first, last = places.char_to_token(start), places.char_to_token(stop - 1)
+        if first is None:
+            break
+        behind = last + 1 if last else len(ids)
+        answers[first:behind] = [True] * (behind - first)
+    return ids, answers
 
 
 def _turn_by_turn(tokenizer: PreTrainedTokenizerBase, row: Row) -> tuple[list[int], list[bool]]:
-    text = render(tokenizer, row["messages"], row.get("tools", ()))
-    batch = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids, offsets = batch["input_ids"], batch["offset_mapping"]
+    text, spans = _answer_spans(tokenizer, row)
+    ids, places = texts.place(text, tokenizer)
     answers = [False] * len(ids)
     ends = set(tokenizer.all_special_ids)
-    for start, stop in _answer_spans(tokenizer, row, text):
-        inside = [i for i, (a, b) in enumerate(offsets) if start <= a < stop and b > a]
+    # Tokens stand in the order of the text.
+    offsets = places.offsets
+    for start, stop in spans:
+        first, behind = bisect_left(offsets, (start,)), bisect_left(offsets, (stop,))
+        inside = [i for i in range(first, behind) if offsets[i][1] > offsets[i][0]]
         closing = [i for i in inside if ids[i] in ends]
         # What the template writes after the end of the turn (a line break) is not an answer.
         for i in inside if not closing else range(inside[0], closing[-1] + 1):
             answers[i] = True
-    return list(ids), answers
+    return ids, answers
 
 
-def _answer_spans(tokenizer: PreTrainedTokenizerBase, row: Row, text: str) -> list[tuple[int, int]]:
+def _answer_spans(
+    tokenizer: PreTrainedTokenizerBase, row: Row
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return a conversation as the model reads it, and where in it the answers stand."""
     messages, tools = row["messages"], row.get("tools", ())
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    ends = [i + 1 for i in answers if i + 1 < len(messages)]
+    text, *after = _rendered(tokenizer, [messages, *(messages[:end] for end in ends)], tools)
+    # Nothing stands behind a last answer.
+    after += [text] * (len(answers) - len(after))
+    before = _rendered(tokenizer, [messages[:i] for i in answers], tools, prompt=True)
     spans = []
-    for i, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = render(tokenizer, messages[:i], tools, prompt=True)
-        last = i + 1 == len(messages)
-        after = text if last else render(tokenizer, messages[: i + 1], tools)
-        if not (text.startswith(after) and after.startswith(before)):
+    for begin, end in zip(before, after, strict=True):
+        if not (text.startswith(end) and end.startswith(begin)):
             raise UnusableRow("the chat template does not render this conversation turn by turn")
-        spans.append((len(before), len(after)))
-    return spans
+        spans.append((len(begin), len(end)))
+    return text, spans
 
 
 def _without_oldest_exchange(row: Row) -> Row | None:

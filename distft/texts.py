@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from distft.errors import ConfigError
 from distft.plugin import EncodeContext, Encoded, Row, UnusableRow
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Encoding, Tokenizer
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
@@ -58,11 +60,9 @@ def tokenize(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBas
     if not _calls_backend(tokenizer):
         found = [tokenizer(*one, verbose=False) for one in texts]
         return [Tokens(one["input_ids"], _second(one.get("token_type_ids", ()))) for one in found]
-    # Any call has the backend neither cut nor pad, whatever its file says.
-    tokenizer("", verbose=False)
     # An empty second text is none to a tokenizer's call.
     asked = [one if one[1:] and one[1] else one[0] for one in texts]
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(asked)
+    encodings = _backend(tokenizer).encode_batch_fast(asked)
     typed = "token_type_ids" in tokenizer.model_input_names
     return [
         Tokens(one.ids, _second(one.type_ids) if typed and len(text) > 1 else 0)
@@ -70,17 +70,74 @@ def tokenize(texts: Sequence[tuple[str, ...]], tokenizer: PreTrainedTokenizerBas
     ]
 
 
+def place(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], Encoding]:
+    """Return the tokens of a text and where in it they stand, without what frames a text.
+
+    Args:
+        text: Framed already, as a chat template does it; none of it is cut.
+        tokenizer: The model's.
+
+    Returns:
+        (ids, what tells their places).
+
+    Raises:
+        ConfigError: The tokenizer does not know the places.
+    """
+    check_places(tokenizer)
+    if _calls_backend(tokenizer):
+        encoding = _backend(tokenizer).encode(text, add_special_tokens=False)
+        return encoding.ids, encoding
+    batch = tokenizer(text, add_special_tokens=False, verbose=False)
+    return batch["input_ids"], batch.encodings[0]
+
+
+def check_places(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not tell where in a text its tokens stand.
+
+    Args:
+        tokenizer: The model's.
+
+    Raises:
+        ConfigError: It is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{tokenizer.name_or_path} has a slow tokenizer, which does not tell where its tokens "
+            "stand in the text; tasks sft and token_cls need that.",
+            "Take a model with a tokenizer.json.",
+        )
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return the Rust backend set as any call sets it, whatever its file says."""
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
 def _calls_backend(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Say whether a call is nothing but what the Rust backend does, as with most tokenizers.
 
     The call itself makes Python objects of all that one may ask for, which takes a quarter of it.
     """
-    calls = (type(tokenizer).__call__, getattr(type(tokenizer), "_encode_plus", None))
-    homes = ("tokenization_utils_base", "tokenization_utils_tokenizers")
-    return all(
-        getattr(call, "__module__", None) == f"transformers.{home}"
-        for call, home in zip(calls, homes, strict=True)
-    )
+    return not has_own(tokenizer, "__call__", "_encode_plus")
+
+
+def has_own(tokenizer: PreTrainedTokenizerBase, *methods: str) -> bool:
+    """Return whether a tokenizer's class does otherwise than the backend's base classes.
+
+    Args:
+        tokenizer: The model's.
+        *methods: What it may do in its own way.
+
+    Returns:
+        True: one of them is its own.
+    """
+    homes = [f"transformers.tokenization_utils_{name}" for name in ("base", "tokenizers")]
+    found = [getattr(type(tokenizer), method, None) for method in methods]
+    return any(getattr(method, "__module__", None) not in homes for method in found)
 
 
 def _second(types: Sequence[int]) -> int:

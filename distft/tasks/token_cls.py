@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from distft import scoring, texts
-from distft.errors import ConfigError
 from distft.plugin import (
     EncodeContext,
     Encoded,
@@ -92,12 +91,7 @@ def _aligned(
     words: Sequence[str], tokenizer: PreTrainedTokenizerBase, cutoff_len: int
 ) -> tuple[list[int], dict[int, int], bool]:
     """Return the ids, the place of each word's first token, and whether words were cut off."""
-    if not tokenizer.is_fast:
-        raise ConfigError(
-            f"{tokenizer.name_or_path} has a slow tokenizer, which does not tell where its tokens "
-            f"stand in the text; task token_cls needs that.",
-            "Take a model with a tokenizer.json.",
-        )
+    texts.check_places(tokenizer)
     if not words:
         raise UnusableRow("there is no word")
     text = " ".join(words)

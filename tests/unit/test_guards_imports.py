@@ -63,7 +63,7 @@ HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "wandb": ((), ("trackers/",)),
     "transformers": (
         ("hf.py", "shape.py", "gguf.py", "train/"),
-        ("tasks/", "methods/", "adapter.py"),
+        ("tasks/", "methods/", "adapter.py", "chat.py"),
     ),
 }
 HEAVY = ("torch", "ray", "peft", "deepspeed", "transformers", "optuna", "datasets", "pandas")
