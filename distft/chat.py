@@ -151,6 +151,8 @@ def _check_shown(tokenizer: PreTrainedTokenizerBase, row: Row) -> None:
     """Refuse a row whose tools or tool results the template would leave out without a word."""
     messages, tools = row["messages"], row.get("tools", ())
     results = [i for i, message in enumerate(messages) if message["role"] == "tool"]
+    if not (tools or results):
+        return
     ends = {end for i in results for end in (i, i + 1)} | ({len(messages)} if tools else set())
     found = _rendered(tokenizer, [messages[:end] for end in ends], tools)
     shown = dict(zip(ends, found, strict=True))
