@@ -59,8 +59,8 @@ def prepare(config: Config, overrides: Overrides = None, as_json: Json = False) 
     from distft import api, config_file
 
     with answer(as_json) as show:
-        manifest = api.prepare(config_file.load(config, overrides or [])).model_dump()
-        show(manifest, lines(manifest))
+        manifest = api.prepare(config_file.load(config, overrides or []))
+        show(manifest.model_dump(), lines(manifest.summary()))
 
 
 @app.command()

@@ -90,7 +90,7 @@ def token_scores(
 
 def next_token_targets(labels: Sequence[float]) -> int:
     """Return how many of a sample's labels are trained on; nothing predicts the first."""
-    return token_targets(labels[1:])
+    return token_targets(labels) - int(len(labels) > 0 and labels[0] != IGNORED)
 
 
 def next_token_loss(

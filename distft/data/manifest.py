@@ -6,6 +6,7 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -57,6 +58,15 @@ class SplitInfo(_Part):
     def row_groups(self) -> list[int]:
         """Rows of every row group, in the order of sample ids."""
         return [rows for shard in self.shards for rows in shard.row_groups]
+
+    def said(self) -> str:
+        """Return its sizes in a line."""
+        size_mb = sum(shard.bytes for shard in self.shards) / 1e6
+        return (
+            f"{self.rows:,} rows, {self.tokens:,} tokens ({self.targets:,} trained on), "
+            f"{self.mean_length:.1f} a row, longest {self.max_length}, {self.truncated:,} "
+            f"truncated, {size_mb:.1f} MB"
+        )
 
     def followed_by(self, other: SplitInfo) -> SplitInfo:
         """Return what two sets of samples are together.
@@ -169,6 +179,28 @@ class Manifest(_Part):
     sources: list[SourceInfo]
     unread_files: list[str] = Field(default_factory=list)
     """What else lies in the folders that were named."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return what people look for, in their words: no single rows, shards or hashes."""
+        cleaning = {
+            name: f"{step.changed:,} changed, {step.dropped:,} left out"
+            for name, step in self.cleaning.items()
+        }
+        return {
+            "key": self.key,
+            "task": self.task,
+            "format": self.format,
+            "columns": self.columns,
+            **({"labels": self.labels} if self.labels else {}),
+            "cutoff_len": self.cutoff_len,
+            "tokenizer": self.tokenizer.name,
+            "splits": {name: info.said() for name, info in self.splits.items()},
+            "tokenized_rows": self.tokenized_rows,
+            "dropped": self.dropped,
+            "cleaning": cleaning,
+            "sources": [source.file for source in self.sources],
+            "unread_files": self.unread_files,
+        }
 
 
 def save_manifest(root: Path, manifest: Manifest) -> None:

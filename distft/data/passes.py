@@ -1,14 +1,13 @@
-"""The two passes over the rows as Ray's processes run them: chunks -> what is surveyed, token ids.
+"""The two passes over the rows as a pool's workers run them: chunks -> what is surveyed, token ids.
 
-Loads no torch: every process that Ray starts loads this file, and takes the tokenizer ready-made.
+Loads no torch: every worker loads this file, and takes the tokenizer ready-made.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ from distft.data.source import Chunk
 from distft.data.split import Part
 from distft.data.survey import Reading, RowReader, surveyed
 from distft.data.tokenize import encode_rows
-from distft.errors import DistftError
 from distft.plugin import EncodeContext, Encoded, Task, TrainsNothing, UnusableRow
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ _BATCH_CHARACTERS = 1 << 18
 
 _SURVEYED = pa.schema(
     [
-        ("chunk", pa.int32()),
         ("row", pa.int64()),
         ("key", pa.binary()),
         ("stratum", pa.string()),
@@ -43,7 +40,6 @@ _SURVEYED = pa.schema(
         ("changes", pa.string()),
         ("reason", pa.string()),
         ("error", pa.string()),
-        ("fatal", pa.string()),
     ]
 )
 _FOUND = [
@@ -51,14 +47,13 @@ _FOUND = [
     ("split", pa.int8()),
     ("reason", pa.string()),
     ("untrained", pa.bool_()),
-    ("fatal", pa.string()),
 ]
 """What comes with each tokenized sample."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What both passes need; goes to Ray's processes."""
+    """What both passes need; goes to the workers."""
 
     task: str
     readers: Mapping[Part, RowReader]
@@ -72,58 +67,53 @@ class Job:
         return self.readers[self.origins[number]]
 
 
-def survey_chunks(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
-    """Yield what is to be known of every row: its key, classes, or why it cannot be used.
+@dataclass(frozen=True)
+class Surveyor:
+    """The first pass: a chunk -> what is to be known of its rows."""
 
-    Args:
-        batch: `chunk`, numbers of the job's chunks.
-        job: Where they lie and how they are read.
+    job: Job
 
-    Yields:
-        Tables of at most 1,024 rows, each of one chunk; `fatal` set where a chunk cannot be read.
-    """
-    task = plugin.tasks()[job.task]
-    for number in batch["chunk"].to_pylist():
-        yield from _guarded(number, _surveyed(job, task, number), _SURVEYED)
+    def __call__(self, number: int) -> Iterator[pa.Table]:
+        """Yield what is to be known of every row: its key, classes, or why it cannot be used.
 
+        Args:
+            number: Of the chunk.
 
-def _surveyed(job: Job, task: Task, number: int) -> Iterator[pa.Table]:
-    rows = surveyed(job.reader(number), task, job.chunks[number])
-    while held := list(islice(rows, _TABLE_ROWS)):
-        columns = {key: [row.get(key) for row in held] for key in _SURVEYED.names}
-        yield _table(columns | {"chunk": [number] * len(held)}, _SURVEYED, len(held))
+        Yields:
+            Tables of at most 1,024 rows.
+        """
+        job = self.job
+        rows = surveyed(job.reader(number), plugin.tasks()[job.task], job.chunks[number])
+        while held := list(islice(rows, _TABLE_ROWS)):
+            columns = {key: [row.get(key) for row in held] for key in _SURVEYED.names}
+            yield _table(columns, _SURVEYED, len(held))
 
 
 class Encoder:
-    """The second pass, in a Ray actor: chunks -> token ids."""
+    """The second pass: a chunk -> token ids.
+
+    Args:
+        job: Where the rows lie and how they are read.
+        tokenizer: Ready-made.
+        context: Longest sample and class names.
+    """
 
     def __init__(
         self, job: Job, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
     ) -> None:
-        # An actor has one CPU; the backend would start a thread for every one there is.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self._job, self._tokenizer, self._context = job, tokenizer, context
-        self._task = plugin.tasks()[job.task]
-        self._ends = self._task.ends(tokenizer) if self._task.ends else set()
-        self._schema = pa.schema([*_FOUND, *encoded_schema(self._task)])
+        self.job, self._tokenizer, self._context = job, tokenizer, context
 
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, number: int, codes: bytes) -> Iterator[pa.Table]:
         """Yield the tokens of rows.
 
         Args:
-            batch: `chunk`, as for `survey_chunks`, and `codes`, for every row of it 0 where it is
-                not wanted, else what `split` is to hold.
+            number: Of the chunk.
+            codes: For every row of it 0 where it is not wanted, else what `split` is to hold.
 
         Yields:
-            Tables of at most 1,024 rows, at least one for each chunk; `fatal` as there.
+            Tables of at most 1,024 rows.
         """
-        for number, codes in zip(
-            batch["chunk"].to_pylist(), batch["codes"].to_pylist(), strict=True
-        ):
-            yield from _guarded(number, self._tables(number, codes), self._schema)
-
-    def _tables(self, number: int, codes: bytes) -> Iterator[pa.Table]:
-        readings = self._job.reader(number).read(self._job.chunks[number])
+        readings = self.job.reader(number).read(self.job.chunks[number])
         wanted = (
             (finished.place_of(number, at), code, reading)
             for at, (code, reading) in enumerate(zip(codes, readings, strict=True))
@@ -131,6 +121,18 @@ class Encoder:
         )
         for held in _batches(wanted):
             yield self._table(*zip(*held, strict=True))
+
+    @cached_property
+    def _task(self) -> Task:
+        return plugin.tasks()[self.job.task]
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        return self._task.ends(self._tokenizer) if self._task.ends else set()
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return pa.schema([*_FOUND, *encoded_schema(self._task)])
 
     def _table(
         self, places: Sequence[int], codes: Sequence[int], readings: Sequence[Reading]
@@ -182,20 +184,6 @@ def _characters(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_characters, value.values()))
     return sum(map(_characters, value)) if isinstance(value, list) else 0
-
-
-def _guarded(number: int, tables: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield a chunk's tables and an empty one, so that no chunk is without.
-
-    Our own errors are carried as rows: through Ray they would arrive wrapped in tracebacks.
-    """
-    fatal: list[dict[str, Any]] = []
-    try:
-        yield from tables
-    except DistftError as error:
-        said = json.dumps([type(error).__name__, str(error), error.hint])
-        fatal.append({"chunk": number, "fatal": said})
-    yield pa.Table.from_pylist(fatal, schema=schema)
 
 
 def _table(columns: dict[str, Any], schema: pa.Schema, rows: int) -> pa.Table:

@@ -1,29 +1,23 @@
 """Raw files -> tokenized shards and their manifest, once per (data, tokenizer, template, length).
 
-Two passes over the rows, both through Ray Data: the first brings keys and classes to the driver,
+Two passes over the rows by a pool of workers: the first brings keys and classes to this process,
 which decides splits and drops repetitions; the second tokenizes what stays.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
-import os
 import shutil
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
+from ray import cloudpickle
 
 from distft import errors, hf, plugin
 from distft.config import RunConfig
@@ -42,21 +36,18 @@ from distft.data.manifest import (
     log_preparation,
     save_manifest,
 )
-from distft.data.passes import Encoder, Job, survey_chunks
+from distft.data.passes import Encoder, Job, Surveyor
+from distft.data.pool import Pool, cpus
 from distft.data.shards import ShardWriter
 from distft.data.split import Part
-from distft.data.stream import ordered_context
 from distft.errors import DataError, DistftError
-from distft.plugin import EncodeContext, Task
+from distft.plugin import Task
 
 Progress = Callable[[int, int], None]
 """(rows tokenized, rows in all)."""
 
-_BYTES_PER_ACTOR = 4 << 20
-"""Raw data below which another tokenizing process costs more to start than it saves."""
-_ALLOCATOR = {"env_vars": {"LD_PRELOAD": str(Path(ray.__file__).parent / "core/libjemalloc.so")}}
-"""Tokenizers spend half their time on memory; with the allocator that comes with Ray hardly any. A
-node that lacks the file takes the usual one."""
+_BYTES_PER_WORKER = 4 << 20
+"""Raw data below which another worker costs more to start than it saves."""
 _MEND = "Mend the row, or set data.on_bad_row to skip."
 _REFUSED = ["place", "row", "split", "reason", "untrained"]
 
@@ -138,15 +129,20 @@ def _make(
         chunks=[chunk for _, chunk in chunks],
         stop_at_bad_row=config.data.on_bad_row == "fail",
     )
-    survey = _survey(job)
     dropped = Dropped()
-    decide(survey, config.data, config.train.seed, dropped)
-    labels = labels_of(survey, task, config.data)
-    context = resolve.context(config, labels)
-    kept = {part: reader.of_kept() for part, reader in readers.items()}
-    encoder = (replace(job, readers=kept), _tokenizer(config), context)
-    writers = sets.writers(root, config.data, task, len(labels), begun)
-    parts, tokenized = _tokenize(encoder, survey.codes(), root, begun, writers, dropped, progress)
+    with Pool(_workers(job)) as pool:
+        # Loaded while the workers start.
+        tokenizer = _tokenizer(config)
+        survey = _survey(pool, job)
+        decide(survey, config.data, config.train.seed, dropped)
+        labels = labels_of(survey, task, config.data)
+        context = resolve.context(config, labels)
+        kept = {part: reader.of_kept() for part, reader in readers.items()}
+        encoder = Encoder(replace(job, readers=kept), tokenizer, context)
+        writers = sets.writers(root, config.data, task, len(labels), begun)
+        parts, tokenized = _tokenize(
+            pool, encoder, survey.codes(), root, begun, writers, dropped, progress
+        )
     rows = {sets.named(part, config.data): info.rows for part, info in parts.items()}
     check_not_empty(rows, dropped)
     return Manifest(
@@ -176,23 +172,16 @@ def _make(
     )
 
 
-def _survey(job: Job) -> Survey:
+def _survey(pool: Pool, job: Job) -> Survey:
     """Return what is known of the rows of a job's chunks, in file order."""
     survey = Survey()
-    # Ray warns of more processes than there is work for.
-    size = max(1, min(len(job.chunks), _cpus()))
-    how = {"fn_args": (job,), "compute": ray.data.TaskPoolStrategy(size=size)}
-    for table in _run(survey_chunks, how, [(i, b"") for i in range(len(job.chunks))]):
-        for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
-            _raise_fatal(item["fatal"])
+    for number, table in pool.run(Surveyor(job), ((i,) for i in range(len(job.chunks)))):
         if job.stop_at_bad_row:
             for error in table["error"].drop_null().slice(0, 1).to_pylist():
                 raise DataError(f"{error}.", _MEND)
-        numbers = table["chunk"].to_numpy()
-        for number in np.unique(numbers).tolist():
-            while len(survey.chunks) <= number:
-                _begin(survey, job)
-            survey.extend(table.filter(pa.array(numbers == number)))
+        while len(survey.chunks) <= number:
+            _begin(survey, job)
+        survey.extend(table)
     while len(survey.chunks) < len(job.chunks):
         _begin(survey, job)
     return survey
@@ -209,12 +198,13 @@ def _tokenizer(config: RunConfig) -> Any:
     home = type(tokenizer).__module__
     if home.startswith("transformers_modules."):
         # Code that came with the model; other processes do not find its file.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[home])
+        cloudpickle.register_pickle_by_value(sys.modules[home])
     return tokenizer
 
 
 def _tokenize(
-    encoder: tuple[Job, Any, EncodeContext],
+    pool: Pool,
+    encoder: Encoder,
     wanted: Sequence[bytes],
     root: Path,
     begun: Finished,
@@ -223,17 +213,14 @@ def _tokenize(
     progress: Progress | None,
 ) -> tuple[dict[Part, SplitInfo], int]:
     """Write the shards; return what they hold, and how many rows were tokenized for them."""
-    job, _, _ = encoder
-    parts = list(writers)
+    job, parts = encoder.job, list(writers)
     refused = list(begun.refused)
     left = begun.left(wanted)
     total = _rows(wanted)
     done, tokenized = total - _rows(left), begun.tokenized_rows
     # A chunk of which nothing is left is not read again.
-    items = [(i, codes) for i, codes in enumerate(left) if codes.count(0) < len(codes)]
-    for table in _run(Encoder, _actors(encoder), items):
-        for item in table.filter(pc.is_valid(table["fatal"])).to_pylist():
-            _raise_fatal(item["fatal"])
+    items = ((i, codes) for i, codes in enumerate(left) if codes.count(0) < len(codes))
+    for _, table in pool.run(encoder, items):
         good = pc.is_null(table["reason"])
         for item in table.filter(pc.invert(good)).select(_REFUSED).to_pylist():
             path = job.chunks[finished.chunk_of(item["place"])].path
@@ -265,41 +252,6 @@ def _rows(wanted: Sequence[bytes]) -> int:
     return sum(len(codes) - codes.count(0) for codes in wanted)
 
 
-def _run(
-    stage: Any, how: dict[str, Any], chunks: Sequence[tuple[int, bytes]]
-) -> Iterator[pa.Table]:
-    """Yield the tables a stage makes of chunks, named by number and with their codes, in order."""
-    if not chunks:
-        return
-    items = [{"chunk": number, "codes": codes} for number, codes in chunks]
-    with ray.data.DataContext.current(ordered_context()), warnings.catch_warnings():
-        # `max_restarts` has no other spelling in this Ray.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            stage, batch_size=None, batch_format="pyarrow", runtime_env=_ALLOCATOR, **how
-        )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-
-
-def _cpus() -> int:
-    """Return how many processes have a CPU each; a local Ray offers more slots than there are."""
-    slots = int(ray.cluster_resources().get("CPU", 1))
-    return slots if len(ray.nodes()) > 1 else min(slots, len(os.sched_getaffinity(0)))
-
-
-def _actors(encoder: tuple[Job, Any, EncodeContext]) -> dict[str, Any]:
-    job = encoder[0]
+def _workers(job: Job) -> int:
     size_bytes = sum(chunk.size_bytes for chunk in job.chunks)
-    size = max(1, min(len(job.chunks), _cpus(), size_bytes // _BYTES_PER_ACTOR))
-    return {
-        "fn_constructor_args": encoder,
-        "compute": ray.data.ActorPoolStrategy(size=size),
-        # On one node an actor dies for want of memory; the next would as well.
-        "max_restarts": -1 if len(ray.nodes()) > 1 else 0,
-    }
-
-
-def _raise_fatal(fatal: str | None) -> None:
-    if fatal is not None:
-        name, message, hint = json.loads(fatal)
-        raise getattr(errors, name)(message, hint)
+    return max(1, min(len(job.chunks), cpus(), size_bytes // _BYTES_PER_WORKER))

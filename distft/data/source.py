@@ -24,7 +24,7 @@ _BINARY = ("parquet", "arrow")
 _HEAD_BYTES = 1024
 
 _MIN_CHUNK_BYTES = 1 << 20
-_MAX_CHUNK_BYTES = 16 << 20
+_MAX_CHUNK_BYTES = 4 << 20
 _CHUNKS_PER_FILE = 256
 
 

@@ -327,7 +327,7 @@ def test_many_chunks_of_many_files_give_the_order_of_the_files(
     from distft.data import prepare as module
 
     monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 2048)
-    monkeypatch.setattr(module, "_BYTES_PER_ACTOR", 32_768)
+    monkeypatch.setattr(module, "_BYTES_PER_WORKER", 32_768)
     for part in range(3):
         rows = [{"text": t, "label": s} for t, s in reviews(400, start=400 * part)]
         write_jsonl(tmp_path / f"p{part}.jsonl", rows)

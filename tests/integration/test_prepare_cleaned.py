@@ -141,7 +141,7 @@ def test_the_result_does_not_depend_on_how_the_files_are_cut(
 
     whole = made("whole")
     monkeypatch.setattr(source, "_MIN_CHUNK_BYTES", 2048)
-    monkeypatch.setattr(module, "_BYTES_PER_ACTOR", 32_768)
+    monkeypatch.setattr(module, "_BYTES_PER_WORKER", 32_768)
     cut = made("cut")
     assert cut == whole
     assert whole.dropped == {"near_duplicate": 90, "near_eval": 20}

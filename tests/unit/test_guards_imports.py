@@ -44,10 +44,10 @@ UPWARD = {
 
 # foreign library -> where it may be imported at module level; and where only inside functions
 HOMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # prepare asks the cluster how many CPUs it has, to size its actor pool.
-    "ray": (("launch/", "data/prepare.py"), ()),
+    # prepare has Ray send code that came with a tokenizer.
+    "ray": (("launch/", "data/pool.py", "data/prepare.py"), ()),
     "ray.job_submission": (("launch/submit.py",), ()),
-    "ray.data": (("data/prepare.py", "data/stream.py"), ()),
+    "ray.data": (("data/stream.py",), ()),
     "ray.tune": (("search/tune.py", "search/trainable.py"), ()),
     "optuna": (("search/",), ()),
     "deepspeed": (("train/deepspeed_engine.py",), ()),
@@ -182,7 +182,7 @@ def test_the_direction_guard_sees(where: str, source: str, refused: bool) -> Non
         ("launch/trainer.py", "from ray.train.torch import TorchTrainer", False),
         ("launch/trainer.py", "from ray import data", True),
         ("launch/trainer.py", "from ray.job_submission import JobSubmissionClient", True),
-        ("data/prepare.py", "import ray.data", False),
+        ("data/stream.py", "import ray.data", False),
         ("methods/lora.py", "import peft", True),
         ("methods/lora.py", "def f():\n    import peft", False),
         ("train/torch_engine.py", "import deepspeed", True),
