@@ -141,7 +141,8 @@ def _got(piece: Any) -> Any:
             raise error.cause from None
         raise
     except RayActorError as error:
+        # Ray's own words are a page of guesses.
         raise LostError(
-            f"A process that reads and tokenizes rows ended: {str(error).strip()}",
-            "Often memory ran out. What is finished stays: run the command again.",
+            "A process that reads and tokenizes rows was ended from outside.",
+            "Often memory ran out: `dmesg` tells. Finished shards stay: run the command again.",
         ) from error

@@ -40,7 +40,7 @@ from distft.data.passes import Encoder, Job, Surveyor
 from distft.data.pool import Pool, cpus
 from distft.data.shards import ShardWriter
 from distft.data.split import Part
-from distft.errors import DataError, DistftError
+from distft.errors import DataError, DistftError, LostError
 from distft.plugin import Task
 
 Progress = Callable[[int, int], None]
@@ -69,6 +69,7 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Pat
     Raises:
         ConfigError: Format, task or length is wrong.
         DataError: The rows are wrong: none usable, a label never trained, a broken file.
+        LostError: A worker was ended; the finished shards stay.
     """
     format_name, task_name = resolve.detect(config)
     task = plugin.tasks()[task_name]
@@ -81,6 +82,8 @@ def prepare(config: RunConfig, *, progress: Progress | None = None) -> tuple[Pat
         try:
             manifest = _make(config, task, format_name, key, root, progress)
             save_manifest(root, manifest)
+        except LostError:
+            raise
         except DistftError:
             shutil.rmtree(root, ignore_errors=True)
             raise

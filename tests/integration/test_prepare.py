@@ -18,7 +18,7 @@ from distft.data.prepare import prepare
 from distft.data.resolve import detect, prepared_key
 from distft.data.shards import open_split
 from distft.data.stats import sample_stats, stats_of
-from distft.errors import ConfigError, DataError
+from distft.errors import ConfigError, DataError, LostError
 from distft.plugin import tasks
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -245,11 +245,11 @@ def test_leftovers_of_an_interrupted_preparation_are_replaced(
 
 
 @pytest.mark.parametrize(
-    "moments",
+    ("moments", "error"),
     [
-        pytest.param((4,), marks=pytest.mark.slow),
-        (3, 1, 3),
-        pytest.param((7,), marks=pytest.mark.slow),
+        pytest.param((4,), KeyboardInterrupt, marks=pytest.mark.slow),
+        ((3, 1, 3), LostError),
+        pytest.param((7,), KeyboardInterrupt, marks=pytest.mark.slow),
     ],
 )
 def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
@@ -257,6 +257,7 @@ def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
     moments: tuple[int, ...],
+    error: type[BaseException],
 ) -> None:
     from distft.data import finished, shards, source
 
@@ -272,8 +273,8 @@ def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
     config = make_config(file).model_copy(update={"output_dir": str(tmp_path / "again")})
     whole: dict[Path, int] = {}
     for moment in moments:
-        with pytest.raises(KeyboardInterrupt):
-            prepare(config, progress=Interrupt(moment))
+        with pytest.raises(error):
+            prepare(config, progress=Interrupt(moment, error))
         (root,) = (path for path in prepared(config).iterdir() if path.is_dir())
         with pytest.raises(DataError, match=r"manifest\.json is missing"):
             load_manifest(root)
@@ -293,13 +294,13 @@ def test_an_interrupted_preparation_goes_on_after_its_finished_shards(
 class Interrupt:
     """A progress that is interrupted when it is told of something for so many times."""
 
-    def __init__(self, moment: int) -> None:
-        self.left = moment
+    def __init__(self, moment: int, error: type[BaseException]) -> None:
+        self.left, self.error = moment, error
 
     def __call__(self, done: int, total: int) -> None:
         self.left -= 1
         if not self.left:
-            raise KeyboardInterrupt
+            raise self.error("stop")
 
 
 def test_a_broken_shard_is_refused(tmp_path: Path, make_config: MakeConfig) -> None:
