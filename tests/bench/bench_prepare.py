@@ -11,8 +11,9 @@ the rows twice (the first time to look for broken ones, repetitions and classes)
 labels and lengths, and the SHA-256 of all it read and wrote; `datasets`, as its documentation does
 it: `load_dataset`, `map(batched=True, num_proc=2)` with what the tokenizer returns unasked, and
 labels, then `to_parquet`; and `datasets, ids only`, the least it can do. Rows a second count from
-the call to the last byte written, with Ray's start and without; the token ids of every row must be
-the same. Processor seconds are those of all processes of a side, which other load changes less.
+the call to the last byte written, the tokenizer's loading too, with Ray's start and without; the
+token ids of every row must be the same. Processor seconds are those of all processes of a side,
+which other load changes less.
 Nothing is asserted about time; the numbers go to build/bench/prepare.json, and what it holds
 already is not run again: stop and start it at will.
 """
@@ -121,6 +122,7 @@ def run_datasets(case: str, rows: Path, folder: Path, *, ids_only: bool) -> dict
     from distft import hf
     from distft.config_sections import ModelConfig
 
+    before_s, began = processor_s(), time.perf_counter()
     tokenizer: Any = hf.load_tokenizer(ModelConfig(id=MODEL), TEMPLATES[case])
     end = tokenizer.eos_token_id
 
@@ -148,7 +150,6 @@ def run_datasets(case: str, rows: Path, folder: Path, *, ids_only: bool) -> dict
 
     encode: Callable[..., Any] = texts if task_of(case) == "causal_lm" else conversations
     target = folder / "rows.parquet"
-    before_s, began = processor_s(), time.perf_counter()
     dataset = datasets.load_dataset(
         "json", data_files=str(rows), split="train", cache_dir=str(folder)
     )
