@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ from tests.hosts import Hosts, missing
 STEPS = 60
 JOB_S = 400
 A, B, C = "a", "b", "c"
+PLANTED = {
+    "HF_TOKEN": "hf_planted-1-token",
+    "WANDB_API_KEY": "planted2" * 5,
+    "AWS_SECRET_ACCESS_KEY": "planted-3/key+x",
+}
+"""Secrets in the environment of the hosts, and of who submits."""
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
@@ -43,11 +50,11 @@ class User:
     folder: Path
 
     def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        environment = {**self.hosts.variables(), "RAY_ADDRESS": self.hosts.url, **variables}
+        environment = {**self.hosts.variables(), **PLANTED, "RAY_ADDRESS": self.hosts.url}
         return subprocess.Popen(
             [sys.executable, "-m", "distft.cli", *words],
             cwd=self.folder,
-            env=environment,
+            env={**environment, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -142,26 +149,35 @@ def user(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     (folder / "rows.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     # Ray's sockets need a short path; the number keeps two sessions apart.
-    hosts = Hosts(Path(tempfile.mkdtemp(prefix="dft")), os.getpid() % 255)
+    hosts = Hosts(Path(tempfile.mkdtemp(prefix="dft")), os.getpid() % 255, PLANTED)
     try:
         hosts.start(A)
         hosts.start(B)
         yield User(hosts, folder)
-        assert_no_token(hosts, folder)
+        assert_no_secret(hosts, folder)
     finally:
         hosts.remove()
 
 
-def assert_no_token(hosts: Hosts, folder: Path) -> None:
-    """Assert that neither logs nor runs, processes nor the jobs' metadata tell the token."""
-    processes = [
+def assert_no_secret(hosts: Hosts, folder: Path) -> None:
+    """Assert that logs, runs, command lines and what the dashboard tells of jobs hold none."""
+    secrets = [hosts.token, *PLANTED.values()]
+    asked = urllib.request.Request(
+        f"{hosts.url}/api/jobs/", headers={"Authorization": f"Bearer {hosts.token}"}
+    )
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        jobs = answer.read().decode()
+    assert len(json.loads(jobs)) > 0
+    command_lines = [
         " ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])
     ]
-    assert not any(hosts.token in line for line in processes)
+    for text in (jobs, *command_lines):
+        assert not [secret for secret in secrets if secret in text], text
     for root in (hosts.folder, folder):
         for path in root.rglob("*"):
             if path.is_file() and path != hosts.token_file:
-                assert hosts.token.encode() not in path.read_bytes(), path
+                data = path.read_bytes()
+                assert not [secret for secret in secrets if secret.encode() in data], path
 
 
 @pytest.fixture(scope="session")
@@ -189,6 +205,8 @@ def test_what_a_node_does_not_see_is_refused_with_the_remedy(user: User) -> None
 def test_zero_3_over_two_hosts_followed_from_outside(user: User, unbroken: str) -> None:
     assert user.places(unbroken) == {user.hosts.address(A), user.hosts.address(B)}
     assert list(user.steps(unbroken)) == list(range(1, STEPS + 1))
+    assert user.distft("train", "rows.yaml", "name=local", RAY_ADDRESS="").returncode == 0
+    user.assert_equal("local", unbroken)
     log = user.distft("logs", unbroken).stdout
     assert re.search(rf"^step 30/{STEPS}  loss .* ETA ", log, re.MULTILINE)
     found = user.status(unbroken)
