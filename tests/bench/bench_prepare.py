@@ -3,8 +3,8 @@
     make bench PYTEST_ARGS="-k prepare"
     CASES=sft REPEATS=1 make bench PYTEST_ARGS="-k prepare"
 
-200,000 documents, where starting processes is a good part of it; a million, where it is not; and
-20,000 conversations.
+200,000 documents, where starting processes is a good part of it; a million, where it is not; 20,000
+conversations and ten times as many.
 
 Three sides take turns, each in a process of its own with the same threads: `distft`, which reads
 the rows twice (the first time to look for broken ones, repetitions and classes), writes token ids,
@@ -40,8 +40,13 @@ TARGET = ROOT / "build" / "bench" / "prepare.json"
 REPEATS = int(os.environ.get("REPEATS", "3"))
 MODEL = "asset:smollm2-135m-instruct"
 CUTOFF_LEN = 512
-ROWS = {"causal_lm": 200_000, "causal_lm million": 1_000_000, "sft": 20_000}
-TEMPLATES = {"causal_lm": None, "causal_lm million": None, "sft": "chatml"}
+ROWS = {
+    "causal_lm": 200_000,
+    "causal_lm million": 1_000_000,
+    "sft": 20_000,
+    "sft many": 200_000,
+}
+TEMPLATES = {"causal_lm": None, "sft": "chatml"}
 """The template has generation blocks, by which both sides tell the answers."""
 SIDES = ("distft", "datasets", "datasets, ids only")
 CPUS = 2
@@ -95,7 +100,8 @@ def run_distft(case: str, rows: Path, folder: Path) -> dict[str, Any]:
     other = folder / "other.jsonl"
     other.write_text(rows.read_text().split("\n", 1)[0].replace(" 0", " other") + "\n")
     data = {"train": str(rows), "eval": str(held), "test": str(other), "cutoff_len": CUTOFF_LEN}
-    data |= {"template": TEMPLATES[case]} if TEMPLATES[case] else {}
+    template = TEMPLATES[task_of(case)]
+    data |= {"template": template} if template else {}
     config = parse(
         {
             "name": "x",
@@ -123,7 +129,7 @@ def run_datasets(case: str, rows: Path, folder: Path, *, ids_only: bool) -> dict
     from distft.config_sections import ModelConfig
 
     before_s, began = processor_s(), time.perf_counter()
-    tokenizer: Any = hf.load_tokenizer(ModelConfig(id=MODEL), TEMPLATES[case])
+    tokenizer: Any = hf.load_tokenizer(ModelConfig(id=MODEL), TEMPLATES[task_of(case)])
     end = tokenizer.eos_token_id
 
     def texts(batch: dict[str, list[str]]) -> dict[str, Any]:
