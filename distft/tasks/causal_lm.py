@@ -42,12 +42,11 @@ def _end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def _finish(
     row: Row, tokens: texts.Tokens, tokenizer: PreTrainedTokenizerBase, context: EncodeContext
 ) -> Encoded:
-    ids = list(tokens.ids)
-    end = _end(tokenizer)
+    ids, end = tokens.ids, _end(tokenizer)
     # Where texts end is learnt too; most tokenizers leave the mark to the caller.
     if end is not None and ids[-1:] != [end]:
-        ids.append(end)
-    kept = ids[: context.cutoff_len]
+        ids = [*ids, end]
+    kept = ids if len(ids) <= context.cutoff_len else ids[: context.cutoff_len]
     return Encoded(kept, kept, len(ids) > len(kept))
 
 

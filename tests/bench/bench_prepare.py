@@ -20,6 +20,7 @@ already is not run again: stop and start it at will.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -172,7 +173,10 @@ def processor_s() -> float:
     import psutil
 
     me = psutil.Process()
-    return sum(sum(one.cpu_times()[:4]) for one in [me, *me.children(recursive=True)])
+    while True:
+        # What a process took that ends meanwhile is its parent's, a moment later.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return sum(sum(one.cpu_times()[:4]) for one in [me, *me.children(recursive=True)])
 
 
 def told(files: list[Path]) -> dict[str, Any]:
