@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -34,6 +35,9 @@ _QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
+_SECRETS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+"""Tune sends them to its trials, and Ray logs in plain what is sent; nodes have their own."""
+
 _NO_MEMORY = re.compile("out of memory|can't allocate")
 """What torch says on a graphics card and on a CPU."""
 
@@ -51,6 +55,7 @@ def execute(desk: Desk, setting: Setting, trainable: type = TrialProcess) -> Non
         SearchError: Tune itself failed; what trials raise is in their records.
     """
     os.environ.update(_QUIET)
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
     for name in ("ray.tune", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="distft-tune-") as storage:
