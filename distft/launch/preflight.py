@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distft import machine, plugin
 from distft.capacity import DATA_CPUS, size_text
-from distft.errors import ClusterError, LostError
+from distft.errors import ClusterError, DistftError, LostError
 from distft.machine import Machine
 from distft.plan import Plan
 from distft.stages import USABLE_SHARE
@@ -78,8 +78,9 @@ def check(config: RunConfig, plan: Plan, run_dir: Path, nodes: Sequence[Machine]
 
     Raises:
         ClusterError: They cannot; the text names the node, what it has and what is needed.
+        LostError: They are too few, and the run has trained already: then there were more.
     """
-    _check_workers(config.cluster, plan)
+    _check_workers(config.cluster, plan, begun=(run_dir / "metrics.jsonl").exists())
     if plan.device == "cuda":
         _check_cards(plan, nodes)
     elif plan.engine == "deepspeed":
@@ -221,14 +222,17 @@ def _refuse(each: Machine, run_dir: Path) -> None:
             )
 
 
-def _check_workers(cluster: ClusterConfig, plan: Plan) -> None:
+def _check_workers(cluster: ClusterConfig, plan: Plan, *, begun: bool) -> None:
     offered = ray.cluster_resources()
     each = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if plan.device == "cuda" else {})
+    kind: type[DistftError] = LostError if begun else ClusterError
     remedy = "Lower cluster.num_workers or cluster.cpus_per_worker, or add nodes."
+    if begun:
+        remedy = f"The same command goes on once nodes that were lost are back. {remedy}"
     for resource, amount in each.items():
         wanted = plan.world_size * amount + (DATA_CPUS if resource == "CPU" else 0)
         if offered.get(resource, 0) < wanted:
-            raise ClusterError(
+            raise kind(
                 f"{plan.world_size} workers and Ray Data need {wanted} {resource}; the cluster "
                 f"has {offered.get(resource, 0):g}.",
                 remedy,
@@ -240,7 +244,7 @@ def _check_workers(cluster: ClusterConfig, plan: Plan) -> None:
     )
     if room < plan.world_size:
         needs = " and ".join(f"{amount} {resource}" for resource, amount in each.items())
-        raise ClusterError(
+        raise kind(
             f"A worker needs {needs} on one node; the nodes have room for {room} of "
             f"{plan.world_size}.",
             remedy,

@@ -266,6 +266,7 @@ def test_a_host_that_stays_away_ends_the_job_and_the_same_command_goes_on(
     assert process.returncode == 75, said
     assert "the cluster has not had the nodes for that" in said
     assert user.status("away")["exit_code"] == 75
+    assert user.submit("away")[0] == 75, "it is still away"
     user.hosts.start(B)
     code, said = user.submit("away")
     assert code == 0, said

@@ -13,7 +13,7 @@ import pytest
 from distft import machine
 from distft.config import RunConfig
 from distft.config_sections import ClusterConfig
-from distft.errors import ClusterError
+from distft.errors import ClusterError, LostError
 from distft.launch import preflight
 from distft.machine import Disk, Gpu, Machine
 from distft.plan import Plan
@@ -127,6 +127,17 @@ def test_a_plan_that_does_not_fit_is_refused(
     text = f"{caught.value} {caught.value.hint}"
     assert [word for word in words if word not in text] == []
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_few_nodes_for_a_run_that_has_begun_may_come_back(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(LostError, match="has 8") as caught:
+        preflight.check(config, planned(world_size=20), tmp_path, [node()])
+    assert caught.value.exit_code == 75
+    assert "goes on once nodes that were lost are back" in caught.value.hint
 
 
 @pytest.mark.usefixtures("ray_cluster")
