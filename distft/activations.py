@@ -26,8 +26,8 @@ from distft.plugin import LossSettings, Task
 from distft.states import attached, count
 
 _SHALLOW = (2, 3)
-"""Blocks of the models that are tried where all blocks are alike: every further one adds as much
-as the third did."""
+"""Blocks of the models that are tried where all blocks are alike: once the peak grows by what a
+block keeps, every further one adds as much."""
 
 _known: dict[tuple[Any, ...], int | None] = {}
 """What was found, by all that it depends on: the trials of a search differ in few of it."""
@@ -70,15 +70,19 @@ def _activation_bytes(
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
     whole = hf.load_config(config.model, task, labels, stated=True)
     try:
-        if not count(config, labels).alike:
-            return _pass_bytes(config, whole, labels, (rows, tokens))
-        two, three = (
-            _pass_bytes(config, _cut(whole, depth), labels, (rows, tokens)) for depth in _SHALLOW
-        )
+        if count(config, labels).alike:
+            (two, two_kept), (three, three_kept) = (
+                _pass_bytes(config, _cut(whole, depth), labels, (rows, tokens))
+                for depth in _SHALLOW
+            )
+            depth: int = whole.get_text_config().num_hidden_layers
+            if three - two >= three_kept - two_kept:
+                return two + (three - two) * (depth - _SHALLOW[0])
+            # In a shallow model something else is the peak, such as the gradient of a large
+            # vocabulary: from which depth on the blocks are, only a deep one tells.
+        return _pass_bytes(config, whole, labels, (rows, tokens))[0]
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
         return None
-    depth: int = whole.get_text_config().num_hidden_layers
-    return two + (three - two) * (depth - _SHALLOW[0])
 
 
 def _cut(whole: Any, depth: int) -> Any:
@@ -92,7 +96,8 @@ def _cut(whole: Any, depth: int) -> Any:
 
 def _pass_bytes(
     config: RunConfig, architecture: Any, labels: Sequence[str], size: tuple[int, int]
-) -> int:
+) -> tuple[int, int]:
+    """Return the most bytes there are at a time, and those that the forward pass keeps."""
     task, method = plugin.tasks()[config.task.name], plugin.methods()[config.method.name]
     with torch.device("meta"):
         module = attached(hf.from_config(config.model, task, architecture), config, task)
@@ -108,9 +113,9 @@ def _pass_bytes(
             with torch.autocast("cpu", torch.bfloat16, enabled=config.train.bf16):
                 logits = module(**batch).logits
             loss = task.loss(logits, wanted, LossSettings())
+            kept = alive.bytes
             loss.backward()
-        peak: int = alive.peak_bytes
-        return peak
+        return alive.peak_bytes, kept
 
 
 def _fake(module: nn.Module, dtype: torch.dtype | None) -> None:
@@ -159,13 +164,14 @@ class Alive(TorchDispatchMode):
         module: Its own tensors are not counted.
 
     Attributes:
+        bytes: Those there are.
         peak_bytes: The most there were at a time.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # of torch
         self.peak_bytes = 0
-        self._bytes = 0
+        self.bytes = 0
         tensors = [*module.parameters(), *module.buffers()]
         self._held = {tensor.untyped_storage()._cdata: 0 for tensor in tensors}
 
@@ -177,10 +183,10 @@ class Alive(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._held:
                     self._held[storage._cdata] = storage.nbytes()
-                    self._bytes += storage.nbytes()
-                    self.peak_bytes = max(self.peak_bytes, self._bytes)
+                    self.bytes += storage.nbytes()
+                    self.peak_bytes = max(self.peak_bytes, self.bytes)
                     weakref.finalize(storage, self._free, storage._cdata)
         return made
 
     def _free(self, key: int) -> None:
-        self._bytes -= self._held.pop(key)
+        self.bytes -= self._held.pop(key)
