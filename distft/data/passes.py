@@ -86,7 +86,7 @@ class Surveyor:
         rows = surveyed(job.reader(number), plugin.tasks()[job.task], job.chunks[number])
         while held := list(islice(rows, _TABLE_ROWS)):
             columns = {key: [row.get(key) for row in held] for key in _SURVEYED.names}
-            yield _table(columns, _SURVEYED, len(held))
+            yield _table(columns, _SURVEYED)
 
 
 class Encoder:
@@ -154,7 +154,7 @@ class Encoder:
             "ended": [not self._ends.isdisjoint(one.labels) for one in samples],
             "targets": [self._task.num_targets(one.labels) for one in samples],
         }
-        return _table(columns, self._schema, len(found))
+        return _table(columns, self._schema)
 
 
 _NOTHING = Encoded([], [])
@@ -186,15 +186,8 @@ def _characters(value: object) -> int:
     return sum(map(_characters, value)) if isinstance(value, list) else 0
 
 
-def _table(columns: dict[str, Any], schema: pa.Schema, rows: int) -> pa.Table:
-    """Return columns as a table; those not given are null."""
-    arrays = [
-        _array(columns[field.name], field.type)
-        if field.name in columns
-        else pa.nulls(rows, field.type)
-        for field in schema
-    ]
-    return pa.table(arrays, schema=schema)
+def _table(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    return pa.table([_array(columns[one.name], one.type) for one in schema], schema=schema)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

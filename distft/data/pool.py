@@ -88,31 +88,33 @@ class Pool:
             LostError: A worker ended, and there is no other node to go on.
         """
         given = [ray.put(stage)]
-        left = iter(items)
-        underway: deque[tuple[Any, Any]] = deque()
-        number = -1
+        left = enumerate(items)
+        underway: deque[tuple[int, Any, Any]] = deque()
         while self._give(given, left, underway):
-            worker, pieces = underway.popleft()
-            number += 1
+            number, worker, pieces = underway.popleft()
             for piece in pieces:
                 yield number, _got(piece)
                 self._give(given, left, underway)
             self._items[worker] -= 1
 
     def _give(
-        self, stage: list[Any], left: Iterator[tuple[Any, ...]], underway: deque[tuple[Any, Any]]
+        self,
+        stage: list[Any],
+        left: Iterator[tuple[int, tuple[Any, ...]]],
+        underway: deque[tuple[int, Any, Any]],
     ) -> bool:
         """Give items to workers that have few; return whether any item is underway."""
         self._welcome()
         # While some are starting, what is left may be theirs.
         most = 1 if self._starting else _ITEMS_AHEAD
         while self._items[worker := min(self._items, key=self._items.__getitem__)] < most:
-            if (item := next(left, None)) is None:
+            if (following := next(left, None)) is None:
                 break
+            number, item = following
             work = worker.work.options(
                 num_returns="streaming", _generator_backpressure_num_objects=_UNREAD_PIECES
             )
-            underway.append((worker, work.remote(stage, item)))
+            underway.append((number, worker, work.remote(stage, item)))
             self._items[worker] += 1
         return bool(underway)
 

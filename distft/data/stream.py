@@ -53,7 +53,7 @@ def stream(
                 yield plan, _samples(table, i, plan)
 
 
-def ordered_context() -> ray.data.DataContext:
+def _ordered_context() -> ray.data.DataContext:
     """Return settings for a dataset whose blocks keep their order; it draws no progress bars."""
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
@@ -69,7 +69,7 @@ def _dataset(root: Path, split: str, segment: list[StepPlan]) -> Iterable[pa.Tab
     steps = max(1, _BLOCK_SAMPLES * len(segment) // max(1, samples))
     blocks = [segment[i : i + steps] for i in range(0, len(segment), steps)]
     items = [{"plans": json.dumps([[p.step, p.ids] for p in block])} for block in blocks]
-    with ray.data.DataContext.current(ordered_context()):
+    with ray.data.DataContext.current(_ordered_context()):
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _read,
             fn_args=(str(root), split),

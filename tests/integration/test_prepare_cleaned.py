@@ -147,6 +147,9 @@ def test_the_result_does_not_depend_on_how_the_files_are_cut(
     assert whole.dropped == {"near_duplicate": 90, "near_eval": 20}
     assert whole.cleaning["near_duplicates"].dropped == 110
     assert len(whole.cleaning["control_characters"].samples) == 20
+    assert whole.summary()["cleaning"]["near_duplicates"] == "0 changed, 110 left out"
+    rows = whole.splits["train"].rows
+    assert whole.summary()["splits"]["train"].startswith(f"{rows:,} rows, ")
 
 
 @pytest.mark.slow
