@@ -89,6 +89,22 @@ def quantization_arguments(
     return {"quantization_config": settings}
 
 
+def keep_layout(model: nn.Module) -> None:
+    """Have 4-bit layers multiply with their weights as they are stored, whatever the CPU.
+
+    Where a CPU has AVX512-BF16, bitsandbytes 0.50.2 (`nn/modules.py`, `Linear4bit.forward`) turns a
+    layer's weights into another layout the first time it evaluates: scales are rounded to bfloat16,
+    inputs too, no gradient passes the layer from then on, and an output whose size 32 does not
+    divide is refused.
+
+    Args:
+        model: Just loaded; its 4-bit layers are changed, where it has any.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            vars(module)["support_avx512bf16_for_cpu"] = False
+
+
 def take_quantization(config: Any) -> dict[str, Any]:
     """Move the quantization out of a saved configuration: its base's files are not quantized.
 

@@ -289,6 +289,7 @@ def load_folder(folder: Path, task: Task) -> nn.Module:
         ignore_mismatched_sizes=task.new_head,
         **adapter.take_quantization(config),
     )
+    adapter.keep_layout(base)
     adapted: nn.Module = peft.PeftModel.from_pretrained(base, folder)
     return virtual_tokens.align(adapted).eval()
 
@@ -322,6 +323,8 @@ def quiet() -> None:
     transformers.logging.disable_progress_bar()
     # Says at every layer and step that 8-bit layers multiply in float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # Asks for a kernel of the layout that `adapter.keep_layout` does without.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # PEFT 0.21.2 reads an attribute that transformers 5.23 has renamed.
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
 
@@ -360,6 +363,7 @@ def _from_files(
             output_loading_info=True,
             **how,
         )
+    adapter.keep_layout(loaded)
     mismatched = {name[0] if isinstance(name, tuple) else name for name in info["mismatched_keys"]}
     return loaded, sorted(set(info["missing_keys"]) | mismatched)
 
