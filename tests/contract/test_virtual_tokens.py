@@ -98,10 +98,10 @@ def test_logits_fit_the_input_and_padding_changes_nothing(
     by_itself = module(**alone).logits
     if TASKS[task].labels == "tokens":
         assert logits.shape[:2] == batch["input_ids"].shape
-        torch.testing.assert_close(logits[:1, :6], by_itself, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[:1, :6], by_itself, atol=1e-4, rtol=1e-4)
     else:
         assert logits.shape[0] == 2
-        torch.testing.assert_close(logits[:1], by_itself, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[:1], by_itself, atol=1e-4, rtol=1e-4)
     by_itself.square().sum().backward()
     vectors = dict(module.named_parameters())["prompt_encoder.default.embedding.weight"]
     assert vectors.grad is not None
