@@ -34,6 +34,10 @@ _WORDS = {
         r"(/[\w.-]+)+",
         "an absolute path of letters, digits, '.', '_' and '-', such as /mnt/distft",
     ),
+    "nvme_path": (
+        r"(/[\w.-]+)+",
+        "an absolute path of letters, digits, '.', '_' and '-', such as /mnt/nvme",
+    ),
     "nfs": (r"[\w.-]+:(/[\w.-]*)+", "HOST:/PATH, such as files.example.org:/distft"),
     "image": (r"[\w.-]+(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@sha256:[0-9a-f]{64})?", "NAME:TAG"),
 }
@@ -333,8 +337,11 @@ class ClusterConfig(Section):
     """Graphics cards of each; default: 1 where the cluster has them."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """DeepSpeed ZeRO stage; default: the lowest that fits."""
-    offload: Literal["none", "cpu"] = "none"
-    """cpu: optimizer states live in main memory (ZeRO 1-3)."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where optimizer states live: cpu: in main memory (ZeRO 1-3); nvme: on each node's disk at
+    `nvme_path` (ZeRO 3)."""
+    nvme_path: str | None = None
+    """Absolute path of a folder on each node's own fast disk, for offload=nvme."""
     shape: ShapeConfig | None = None
     """Plan for this cluster instead of the one at hand."""
     storage: str | None = None
@@ -346,7 +353,7 @@ class ClusterConfig(Section):
     """Container image that `distft submit --emit` names; default: `distft:` with the version and
     -cpu or -cuda."""
 
-    @field_validator("storage", "nfs", "image")
+    @field_validator("storage", "nfs", "image", "nvme_path")
     @classmethod
     def _reads_the_same_everywhere(cls, text: str | None, info: ValidationInfo) -> str | None:
         # These words stand in shell scripts, YAML and lists with colons.
@@ -354,3 +361,9 @@ class ClusterConfig(Section):
         if text is not None and not re.fullmatch(pattern, text):
             raise ValueError(f"must be {allowed}")
         return text
+
+    @model_validator(mode="after")
+    def _a_disk_has_a_place(self) -> ClusterConfig:
+        if self.offload == "nvme" and self.nvme_path is None:
+            raise ValueError("nvme_path must be set with offload: nvme, such as /mnt/nvme")
+        return self

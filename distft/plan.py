@@ -31,7 +31,7 @@ class Plan(BaseModel):
     trainable_params: int
     world_size: int
     zero_stage: int
-    offload: Literal["none", "cpu"]
+    offload: Literal["none", "cpu", "nvme"]
     engine: Literal["torch", "deepspeed"]
     device: Literal["cpu", "cuda"]
     threads_per_worker: int

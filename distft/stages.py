@@ -13,7 +13,7 @@ from distft import compat, plugin
 from distft.capacity import Capacity, size_text
 from distft.config import RunConfig
 from distft.errors import PlanError
-from distft.states import Counts, buffer_bytes, host_bytes, model_states
+from distft.states import Counts, buffer_bytes, host_bytes, model_states, offload_bytes
 
 USABLE_SHARE = 0.9
 """Of the memory; the rest is the process, its libraries and what the allocator cannot use."""
@@ -42,6 +42,8 @@ class Memory(BaseModel):
     host_bytes: int
     """Main memory of a node that its workers offload to."""
     host_available_bytes: int
+    disk_bytes: int
+    """Of a node's disk at `cluster.nvme_path`."""
     by_stage: dict[str, int]
     """ZeRO stage -> total_bytes it would need."""
     peak_by_stage: dict[str, int]
@@ -70,6 +72,10 @@ class Memory(BaseModel):
             lines.append(
                 f"           {size_text(self.host_bytes)} of a node's main memory, of "
                 f"{size_text(self.host_available_bytes)}, for what is offloaded"
+            )
+        if self.disk_bytes:
+            lines.append(
+                f"           {size_text(self.disk_bytes)} of a node's disk at cluster.nvme_path"
             )
         stages = ", ".join(f"{s}: {size_text(b)}" for s, b in self.peak_by_stage.items())
         return [*lines, f"           by ZeRO stage: {stages}"]
@@ -138,16 +144,19 @@ def choose_stage(
     whole = capacity.gpu_memory_bytes if card else capacity.memory_bytes / workers.per_node
     available = int(whole * USABLE_SHARE)
     stage = _stage(config, needs, available, workers, capacity, reasons)
-    need, host = needs[stage], 0
+    need, host, disk, offload = needs[stage], 0, 0, config.cluster.offload
     host_available = int(capacity.memory_bytes * USABLE_SHARE)
-    if config.cluster.offload == "cpu" and card:
+    if offload == "nvme":
+        disk = offload_bytes(config, counts, workers.world, workers.per_node)
+    if offload != "none" and card:
         host = host_bytes(config, counts, stage, workers.world, workers.per_node)
         if host > host_available:
             nodes = math.ceil(capacity.nodes * host / host_available)
             raise PlanError(
-                f"cluster.offload=cpu needs {size_text(host)} of a node's main memory; "
+                f"cluster.offload={offload} needs {size_text(host)} of a node's main memory; "
                 f"{size_text(host_available)} of {capacity.source} is usable.",
-                f"{nodes} nodes like these would hold it; so would nodes with more memory.",
+                f"{nodes} nodes like these would hold it; so would nodes with more memory"
+                + ("." if offload == "nvme" else ", or offload=nvme."),
             )
     weights, gradients, optimizer = need.states
     return stage, Memory(
@@ -162,6 +171,7 @@ def choose_stage(
         available_bytes=available,
         host_bytes=host,
         host_available_bytes=host_available,
+        disk_bytes=disk,
         by_stage={str(s): sum(one.states) for s, one in needs.items()},
         peak_by_stage={str(s): one.peak for s, one in needs.items()},
     )
@@ -208,12 +218,26 @@ def _stage(
 
 
 def _lowest(config: RunConfig) -> int:
-    asked, offload = config.cluster.zero_stage, config.cluster.offload == "cpu"
-    if offload and asked == 0:
+    asked, offload = config.cluster.zero_stage, config.cluster.offload
+    if offload == "cpu" and asked == 0:
         raise PlanError(
             "cluster.offload=cpu moves the optimizer states of ZeRO 1-3; zero_stage is 0.",
             "Set cluster.zero_stage=2, or offload=none.",
         )
+    if offload == "nvme":
+        if asked not in (None, 3):
+            raise PlanError(
+                f"cluster.offload=nvme needs ZeRO 3; zero_stage is {asked}.",
+                "Set cluster.zero_stage=3, or offload=cpu.",
+            )
+        rule = compat.refused(config).get(compat.STAGES[3])
+        if rule is not None:
+            raise PlanError(
+                "cluster.offload=nvme needs ZeRO 3, which does not go with method "
+                f"{config.method.name}: {rule}.",
+                "Set cluster.offload=cpu or none.",
+            )
+        return 3
     method = plugin.methods()[config.method.name]
     # PEFT keeps an adapter in float32, DeepSpeed turns all of a bfloat16 model into bfloat16.
     several = config.cluster.num_workers > 1
@@ -225,7 +249,7 @@ def _lowest(config: RunConfig) -> int:
                 "Set cluster.zero_stage=1, or model.dtype=float32 with train.bf16=true.",
             )
         return 1
-    return int(offload)
+    return int(offload == "cpu")
 
 
 def _what_fits(

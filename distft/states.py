@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from distft import plugin
 from distft.blocks import are_alike
 from distft.config import RunConfig
-from distft.config_sections import ModelConfig
+from distft.config_sections import ModelConfig, TrainConfig
 from distft.errors import ConfigError
 from distft.plugin import Task
 
@@ -29,6 +29,9 @@ _LIVE = 1_000_000_000
 """`stage3_max_live_parameters`: numbers that are gathered at a time, a larger weight alone."""
 _SUB_GROUP = 1_000_000_000
 """`sub_group_size`: numbers that stage 3 updates at a time."""
+
+SWAP_GROUP = 250_000_000
+"""The same where they lie on a disk: what is in memory at a time, several times over."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,14 @@ def model_states(
         weights -= round(counts.quantizable * (width - stored.bytes_per_param))
     weights //= world if stage == 3 else 1
     gradients = trainable * width // (world if stage >= 2 else 1)
-    moments = 8 if config.train.optim == "adamw_torch" else 4 * (config.train.sgd_momentum > 0)
+    moments = 4 * (floats_a_step(config.train) - 2)
     master = 4 if stage >= 1 or width == 2 else 0
     optimizer = trainable * (moments + master) // (world if stage >= 1 else 1)
-    if config.cluster.offload == "cpu" and stage >= 1 and device == "cuda":
+    offload = config.cluster.offload
+    if (offload == "nvme" and stage == 3) or (offload == "cpu" and stage >= 1 and device == "cuda"):
         optimizer = 0
         # Stages 2 and 3 move each part of the gradients out as it is reduced.
-        gradients = 0 if stage >= 2 else gradients
+        gradients = 0 if stage >= 2 and device == "cuda" else gradients
     return weights, gradients, optimizer
 
 
@@ -152,7 +156,9 @@ def buffer_bytes(config: RunConfig, counts: Counts, stage: int, world: int) -> t
     if stage == 3:
         passing += min(counts.params, max(_LIVE, counts.largest)) * width
         mine = min(mine, _SUB_GROUP)
-    return passing, 0 if config.cluster.offload == "cpu" else 8 * mine
+    # On the way to a disk DeepSpeed makes all gradients float32 on the card.
+    step = {"none": 8 * mine, "cpu": 0, "nvme": 4 * math.ceil(counts.trainable / world)}
+    return passing, step[config.cluster.offload]
 
 
 def host_bytes(config: RunConfig, counts: Counts, stage: int, world: int, per_node: int) -> int:
@@ -166,11 +172,43 @@ def host_bytes(config: RunConfig, counts: Counts, stage: int, world: int, per_no
         per_node: Of them on a node.
 
     Returns:
-        Master weights, optimizer states and gradients in float32, and gradients as they come.
+        Gradients as they come, and what `offload_bytes` counts; where that lies on a disk, the
+        buffers through which it passes.
     """
     width = 2 if config.model.dtype == "bfloat16" else 4
-    moments = 8 if config.train.optim == "adamw_torch" else 4 * (config.train.sgd_momentum > 0)
-    return counts.trainable * (moments + 4 + 4 + (width if stage >= 2 else 0)) * per_node // world
+    passing = counts.trainable * (width if stage >= 2 else 0) * per_node // world
+    if config.cluster.offload == "cpu":
+        return passing + offload_bytes(config, counts, world, per_node)
+    # A group ends with the parameter that fills it.
+    group = min(math.ceil(counts.trainable / world), SWAP_GROUP + counts.largest // world)
+    return passing + floats_a_step(config.train) * group * 4 * per_node
+
+
+def offload_bytes(config: RunConfig, counts: Counts, world: int, per_node: int) -> int:
+    """Return the bytes of optimizer states that a node's workers offload, to memory or a disk.
+
+    Args:
+        config: Of the run.
+        counts: Of its model.
+        world: Number of workers.
+        per_node: Of them on a node.
+
+    Returns:
+        Master weights, optimizer states and gradients, in float32.
+    """
+    return counts.trainable * 4 * floats_a_step(config.train) * per_node // world
+
+
+def floats_a_step(train: TrainConfig) -> int:
+    """Return how many float32 numbers a parameter has in an optimizer step.
+
+    Args:
+        train: The section of the configuration.
+
+    Returns:
+        Its master weight, its gradient and its moments.
+    """
+    return 2 + (2 if train.optim == "adamw_torch" else int(train.sgd_momentum > 0))
 
 
 @lru_cache(maxsize=256)

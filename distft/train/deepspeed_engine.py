@@ -1,8 +1,7 @@
 """DeepSpeed ZeRO 0-3 on an already initialised process group; the only importer of deepspeed.
 
 Facts this file obeys, read in deepspeed 0.19.8: an unset `gradient_clipping` clips at 1.0;
-`get_global_grad_norm()` is not filled at stage 0; `set_full_hp_param` of stage 3 refuses a
-parameter whose size the world does not divide; optimizer states do not exist before a step.
+`get_global_grad_norm()` is not filled at stage 0; optimizer states do not exist before a step.
 """
 
 from __future__ import annotations
@@ -22,24 +21,34 @@ from distft.config import RunConfig
 from distft.config_sections import TrainConfig
 from distft.heads import Gather
 from distft.plan import Plan
+from distft.states import SWAP_GROUP, floats_a_step
 from distft.train.engine import StateReader, fingerprint
 from distft.train.optimizer import build_optimizer, set_rate, state_keys
+from distft.train.partitions import Partitions
+from distft.train.swap import SwapFolder
 
 
-def ds_config(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def ds_config(config: RunConfig, plan: Plan, swap: Path | None) -> dict[str, Any]:
     """Return DeepSpeed's configuration: a pure function of the plan, integers only, no "auto".
 
     Args:
         config: Of the run.
         plan: Of the run.
+        swap: This rank's folder for what is offloaded to a disk.
 
     Returns:
         What `deepspeed.initialize(config=...)` takes.
     """
     micro = plan.per_device_train_batch_size
     zero: dict[str, Any] = {"stage": plan.zero_stage}
-    if plan.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": plan.device == "cuda"}
+    if plan.offload != "none":
+        zero["offload_optimizer"] = {"device": plan.offload, "pin_memory": plan.device == "cuda"}
+    if plan.offload == "nvme":
+        zero["offload_optimizer"] |= {
+            "nvme_path": str(swap),
+            "buffer_count": floats_a_step(config.train),
+        }
+        zero["sub_group_size"] = SWAP_GROUP
     if plan.zero_stage == 3:
         # The default, 100,000, would leave the small tensors of an adapter unpartitioned.
         zero["stage3_param_persistence_threshold"] = 0
@@ -85,7 +94,9 @@ class DeepSpeedEngine:
         self._deepspeed = deepspeed
         backend = "nccl" if plan.device == "cuda" else "gloo"
         deepspeed.init_distributed(dist_backend=backend, verbose=False)
-        settings = ds_config(config, plan)
+        disk = config.cluster.nvme_path if plan.offload == "nvme" else None
+        self._swap = None if disk is None else SwapFolder(Path(disk))
+        settings = ds_config(config, plan, None if self._swap is None else self._swap.path)
         # transformers keeps only a weak reference: it must live as long as loading does.
         loading = _hf_settings(settings) if self._stage == 3 else None
         module = build(self._gathered if self._stage == 3 else None)
@@ -106,6 +117,7 @@ class DeepSpeedEngine:
         self.rank: int = torch.distributed.get_rank()
         self.world_size: int = torch.distributed.get_world_size()
         self._trainable = trainable
+        self._partitions = Partitions(self._engine.optimizer) if self._stage == 3 else None
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the logits of a micro-batch."""
@@ -145,39 +157,34 @@ class DeepSpeedEngine:
 
     def state(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Yield each trainable parameter's whole float32 weights and optimizer tensors in turn."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        self._link_optimizer_state()
-        for name, parameter in self.module.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if self._stage == 0:
-                stored = self._engine.optimizer.state.get(parameter, {})
-                tensors = {"param": parameter.detach()}
-                tensors |= {key: stored[key] for key in state_keys(self._train) if key in stored}
-            else:
-                tensors = {"param": safe_get_full_fp32_param(parameter)}
-                for key in state_keys(self._train):
-                    tensors[key] = safe_get_full_optimizer_state(parameter, key)
+        for name, tensors in self._whole():
             yield name, {k: v.to("cpu", torch.float32, copy=True) for k, v in tensors.items()}
 
     def load_state(self, read: StateReader, step: int, *, optimizer: bool = True) -> None:
         """Put weights and, where asked, optimizer tensors back, at any stage and world size."""
+        keys = state_keys(self._train) if optimizer else ()
+        if self._partitions is not None:
+            self._load_partitions(self._partitions, read, keys, step if optimizer else None)
+            return
         if optimizer:
             self._make_optimizer_state(step)
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
             tensors = read(name)
-            with self._gathered([parameter]), torch.no_grad():
+            with torch.no_grad():
                 parameter.copy_(tensors["param"])
-            keys = state_keys(self._train) if optimizer else ()
             if self._stage == 0:
                 stored = self._engine.optimizer.state[parameter]
                 for key in keys:
                     stored[key] = tensors[key].to(parameter.device, copy=True)
             else:
-                self._set_partition(parameter, tensors, keys)
+                self._set_flat(parameter, tensors, keys)
+
+    def close(self) -> None:
+        """Remove what lies on a disk."""
+        if self._swap is not None:
+            self._swap.close()
 
     def fingerprints(self) -> dict[str, float]:
         """Return a number per parameter that changes with this rank's part of it."""
@@ -194,25 +201,57 @@ class DeepSpeedEngine:
         )
         return context
 
-    def _flat_groups(self) -> list[torch.Tensor]:
-        zero = self._engine.optimizer
-        groups: list[torch.Tensor] = (
-            zero.fp32_partitioned_groups_flat
-            if self._stage == 3
-            else zero.single_partition_of_fp32_groups
-        )
-        return groups
+    def _whole(self) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        keys = state_keys(self._train)
+        if (partitions := self._partitions) is not None:
+            for group, named in partitions.groups(self.module.named_parameters()):
+                with partitions.held(group):
+                    for name, parameter in named:
+                        yield (
+                            name,
+                            {"param": partitions.whole(parameter, None)}
+                            | {key: partitions.whole(parameter, key) for key in keys},
+                        )
+            return
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    def _inner_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self._engine.optimizer
-        inner: torch.optim.Optimizer = optimizer if self._stage == 0 else optimizer.optimizer
-        return inner
+        self._link_optimizer_state()
+        for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if self._stage == 0:
+                stored = self._engine.optimizer.state.get(parameter, {})
+                tensors = {"param": parameter.detach()}
+                yield name, tensors | {key: stored[key] for key in keys if key in stored}
+            else:
+                tensors = {"param": safe_get_full_fp32_param(parameter)}
+                yield (
+                    name,
+                    tensors | {key: safe_get_full_optimizer_state(parameter, key) for key in keys},
+                )
+
+    def _load_partitions(
+        self, partitions: Partitions, read: StateReader, keys: Sequence[str], step: int | None
+    ) -> None:
+        counted = step if self._train.optim == "adamw_torch" else None
+        for group, named in partitions.groups(self.module.named_parameters()):
+            with partitions.held(group, write=True):
+                if step is not None:
+                    partitions.make_state(group, keys, counted)
+                for name, parameter in named:
+                    tensors = read(name)
+                    with self._gathered([parameter]), torch.no_grad():
+                        parameter.copy_(tensors["param"])
+                    partitions.set(parameter, None, tensors["param"])
+                    for key in keys:
+                        partitions.set(parameter, key, tensors[key])
 
     def _make_optimizer_state(self, step: int) -> None:
-        state = self._inner_optimizer().state
-        holders = self._trainable if self._stage == 0 else self._flat_groups()
+        zero = self._engine.optimizer
+        inner = zero if self._stage == 0 else zero.optimizer
+        holders = self._trainable if self._stage == 0 else zero.single_partition_of_fp32_groups
         for holder in holders:
-            stored = state[holder]
+            stored = inner.state[holder]
             for key in state_keys(self._train):
                 if stored.get(key) is None:
                     stored[key] = torch.zeros_like(holder.data)
@@ -227,33 +266,14 @@ class DeepSpeedEngine:
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _set_partition(
+    def _set_flat(
         self, parameter: nn.Parameter, tensors: Mapping[str, torch.Tensor], keys: Sequence[str]
     ) -> None:
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        if self._stage != 3:
-            safe_set_full_fp32_param(parameter, tensors["param"].to(parameter.device))
-            for key in keys:
-                safe_set_full_optimizer_state(parameter, tensors[key].to(parameter.device), key)
-            return
-        size = safe_get_local_fp32_param(parameter).numel()
-
-        def mine(whole: torch.Tensor) -> torch.Tensor:
-            # The last rank's part is padded where the world does not divide the size.
-            padded = torch.zeros(size * self.world_size)
-            padded[: whole.numel()] = whole.flatten()
-            return padded[self.rank * size : (self.rank + 1) * size].to(self._engine.device)
-
-        safe_set_local_fp32_param(parameter, mine(tensors["param"]))
+        safe_set_full_fp32_param(parameter, tensors["param"].to(parameter.device))
         for key in keys:
-            safe_set_local_optimizer_state(parameter, mine(tensors[key]), key)
+            safe_set_full_optimizer_state(parameter, tensors[key].to(parameter.device), key)
 
 
 def _hf_settings(settings: dict[str, Any]) -> Any:

@@ -86,6 +86,10 @@ class Engine(Evaluated, Protocol):
         """Return a number per parameter that changes with this rank's part of it."""
         ...
 
+    def close(self) -> None:
+        """Remove what it keeps outside of memory; it is not used afterwards."""
+        ...
+
 
 def fingerprint(tensor: torch.Tensor) -> float:
     """Return a number that changes when the tensor does.

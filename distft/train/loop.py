@@ -6,6 +6,7 @@ divided by their global number, however the samples are cut into micro-batches a
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -40,7 +41,7 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
 
     Args:
         job: What to train.
-        engine: On what; with the base weights and the method attached.
+        engine: On what; with the base weights and the method attached. Is closed.
 
     Yields:
         The lines of metrics.jsonl, the same on every rank.
@@ -48,11 +49,12 @@ def train(job: Job, engine: Engine) -> Iterator[Metrics]:
     Raises:
         TrainError: The loss is not finite, a frozen parameter moved, or none moved.
     """
-    position, notes = _restore(job, engine)
-    done = position.step if position.baseline else None
-    trackers = chosen(job.config.report_to, trial=job.rungs is not None)
-    with Journal(job.run_dir, engine.rank, done, trackers, job.tracked) as journal:
-        yield from _train(job, engine, position, notes, journal)
+    with contextlib.closing(engine):
+        position, notes = _restore(job, engine)
+        done = position.step if position.baseline else None
+        trackers = chosen(job.config.report_to, trial=job.rungs is not None)
+        with Journal(job.run_dir, engine.rank, done, trackers, job.tracked) as journal:
+            yield from _train(job, engine, position, notes, journal)
 
 
 def _train(

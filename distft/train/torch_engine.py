@@ -96,3 +96,6 @@ class TorchEngine:
     def fingerprints(self) -> dict[str, float]:
         """Return a number per parameter that changes with it."""
         return {name: fingerprint(p) for name, p in self.module.named_parameters()}
+
+    def close(self) -> None:
+        """Do nothing: all of it is in memory."""

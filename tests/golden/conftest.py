@@ -81,20 +81,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     group.close()
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama with odd sizes, which no world divides, and a word tokenizer."""
+def _llama(folder: Path, **sizes: int) -> Path:
+    """Write a Llama with odd sizes, which no world divides, and a word tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
     torch.manual_seed(7)
     config = LlamaConfig(
         vocab_size=VOCABULARY + 1,
-        hidden_size=36,
-        intermediate_size=67,
-        num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=3,
         max_position_embeddings=64,
@@ -104,6 +99,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initializer_range=0.15,
         pad_token_id=0,
         eos_token_id=1,
+        **sizes,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     words = {f"w{i}": i for i in range(VOCABULARY + 1)}
@@ -113,6 +109,20 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=tokenizer, pad_token="w0", eos_token="w1"
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    return _llama(folder, hidden_size=36, intermediate_size=67, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers with a million and a half weights, whose states DeepSpeed puts on a disk."""
+    folder = tmp_path_factory.mktemp("wide-llama")
+    return _llama(folder, hidden_size=168, intermediate_size=379, num_hidden_layers=5)
 
 
 def _write_shards(

@@ -65,6 +65,10 @@ def run_case(case: dict[str, Any], rank: int) -> list[dict[str, Any]]:
         data_root=root,
         config_hash=case.get("config_hash", "golden"),
     )
+    if "swap_group" in case:
+        from distft.train import deepspeed_engine
+
+        deepspeed_engine.SWAP_GROUP = case["swap_group"]
     job = make_job(order, rank, read_steps)
     lines = []
     for line in train(job, make_engine(job)):

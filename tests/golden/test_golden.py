@@ -52,6 +52,7 @@ def make_case(
             "num_workers": world,
             "zero_stage": stage,
             "offload": more.pop("offload", "none"),
+            "nvme_path": more.pop("nvme_path", None),
         }
         train = {
             "global_batch_size": 8,
@@ -69,7 +70,9 @@ def make_case(
         task = more.pop("task", "sft")
         data_root = more.pop("data_root", progressions)
         packing = more.pop("packing", None)
-        driver = {key: more.pop(key) for key in ("stop_at", "deepspeed") if key in more}
+        driver = {
+            key: more.pop(key) for key in ("stop_at", "deepspeed", "swap_group") if key in more
+        }
         return {
             "run_dir": str(run_dir),
             "data_root": str(data_root),
@@ -167,6 +170,30 @@ def test_offload_equals_torch(one, two, make_case, differences, stage) -> None:
     reference = one.run(reference_case)
     case = make_case(world=2, stage=stage, offload="cpu")
     assert_same((two.run(case), case), (reference, reference_case), differences)
+
+
+@SLOW
+@pytest.mark.parametrize("optim", ["adamw", "sgd"])
+def test_states_on_a_disk_equal_torch_and_survive(
+    one, two, make_case, differences, wide_llama, tmp_path, optim
+) -> None:
+    """Needs libaio-dev. Groups of a megabyte go to the disk, several of them, the rest do not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    same = {"optim": optim, "model": wide_llama, "learning_rate": 1e-3}
+    reference_case = make_case(**same)
+    reference = one.run(reference_case)
+    same |= {"world": 2, "stage": 3, "offload": "nvme", "nvme_path": str(disk), "save_steps": 3}
+    case = make_case(**same, swap_group=300_000)
+    whole = two.run(case)
+    assert_same((whole, case), (reference, reference_case), differences)
+    broken = make_case(**same, swap_group=300_000, stop_at=8)
+    two.run(broken)
+    resumed = two.run({**broken, "stop_at": None})
+    torch.testing.assert_close(losses(resumed), losses(whole)[6:], atol=0, rtol=0)
+    mine, theirs = weights(broken), weights(case)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert list(disk.iterdir()) == []
 
 
 def test_freeze_under_zero_3_equals_torch(one, two, make_case, differences) -> None:
