@@ -27,6 +27,7 @@ def examine() -> list[Check]:
         _python(),
         *_packages(),
         *machine.checks(here),
+        machine.disk_kernel_check(here),
         _deepspeed_ops(),
         _network(),
         _gpus(here),

@@ -60,6 +60,8 @@ class Disk(BaseModel):
 
     free_bytes: int
     total_bytes: int
+    writable: bool = True
+    """The folder, by this process."""
 
 
 class Machine(BaseModel):
@@ -82,6 +84,8 @@ class Machine(BaseModel):
     ninja: str | None
     prebuilt: bool
     """DeepSpeed was installed with its CPU kernel built."""
+    disk_kernel: Literal["built", "buildable", "no libaio"]
+    """What DeepSpeed reads and writes disks with; to build it takes what `kernels` takes too."""
     versions: dict[str, str]
     storage: Literal["shared", "not seen", "not writable"] | None = None
     """How it sees the folder of a run; None: not asked."""
@@ -120,9 +124,10 @@ def look(node: str, folders: Mapping[str, Path], marker: Path | None = None) -> 
         disks={name: _disk(folder) for name, folder in folders.items() if folder.exists()},
         shm_bytes=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         interface=interface_of(node) if node else None,
-        compiler=shutil.which("g++") or shutil.which("c++"),
+        compiler=_compiler(),
         ninja=shutil.which("ninja", path=path_with_environment()),
-        prebuilt=_prebuilt(),
+        prebuilt=_built("deepspeed_shm_comm"),
+        disk_kernel=_disk_kernel(),
         versions=versions(),
         storage=None if marker is None else _storage(marker),
     )
@@ -222,6 +227,25 @@ def kernel_checks(machine: Machine) -> Iterator[Check]:
         yield Check(name="ninja", state="ok", found=machine.ninja)
 
 
+def disk_kernel_check(machine: Machine) -> Check:
+    """Say whether DeepSpeed can read and write disks, which `cluster.offload=nvme` takes.
+
+    Args:
+        machine: What was found.
+
+    Returns:
+        `note` where libaio's headers are missing.
+    """
+    enough = machine.disk_kernel != "no libaio"
+    advice = "Install libaio-dev (Fedora: libaio-devel); cluster.offload=nvme alone needs it."
+    return Check(
+        name="libaio",
+        state="ok" if enough else "note",
+        found=machine.disk_kernel if enough else "none",
+        advice="" if enough else advice,
+    )
+
+
 def _enough(name: str, found_bytes: int, least_bytes: int, advice: str) -> Check:
     enough = found_bytes >= least_bytes
     return Check(
@@ -254,7 +278,8 @@ def _memory() -> tuple[int, int]:
 
 def _disk(folder: Path) -> Disk:
     usage = shutil.disk_usage(folder)
-    return Disk(free_bytes=usage.free, total_bytes=usage.total)
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    return Disk(free_bytes=usage.free, total_bytes=usage.total, writable=writable)
 
 
 def _gpus() -> list[Gpu]:
@@ -277,8 +302,8 @@ def _gpus() -> list[Gpu]:
     return found
 
 
-def _prebuilt() -> bool:
-    """Return whether DeepSpeed was installed with the kernel its CPU workers use.
+def _built(*kernels: str) -> bool:
+    """Return whether DeepSpeed was installed with kernels built.
 
     It says so in a file of its own; importing it would take seconds.
     """
@@ -289,8 +314,27 @@ def _prebuilt() -> bool:
             for line in text.splitlines():
                 name, _, value = line.partition("=")
                 if name.strip() == "installed_ops":
-                    return bool(ast.literal_eval(value.strip()).get("deepspeed_shm_comm"))
+                    installed = ast.literal_eval(value.strip())
+                    return all(installed.get(kernel) for kernel in kernels)
     return False
+
+
+def _disk_kernel() -> Literal["built", "buildable", "no libaio"]:
+    if _built("async_io", "pin_memory"):
+        return "built"
+    compiler = _compiler()
+    if compiler is None:
+        return "no libaio"
+    # Found where the compiler looks, which environment variables may change.
+    command = [compiler, "-fsyntax-only", "-x", "c++", "-"]
+    done = subprocess.run(
+        command, input="#include <libaio.h>\n", text=True, capture_output=True, check=False
+    )
+    return "buildable" if done.returncode == 0 else "no libaio"
+
+
+def _compiler() -> str | None:
+    return shutil.which("g++") or shutil.which("c++")
 
 
 def _storage(marker: Path) -> Literal["shared", "not seen", "not writable"]:

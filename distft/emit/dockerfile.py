@@ -45,7 +45,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \\
 # An operator is used by the accelerator it was built for.
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \\
-    export DS_ACCELERATOR=$VARIANT DS_BUILD_CPU_ADAM=1 DS_BUILD_AIO=1 \\
+    export DS_ACCELERATOR=$VARIANT DS_BUILD_CPU_ADAM=1 DS_BUILD_AIO=1 DS_BUILD_PIN_MEMORY=1 \\
     && if [[ $VARIANT == cpu ]]; then export DS_BUILD_SHM_COMM=1; \\
         else export CUDA_HOME=/opt/cuda; fi \\
     && pip install --constraint constraints.txt --no-build-isolation --no-binary deepspeed deepspeed

@@ -271,11 +271,16 @@ def _worker(settings: Settings) -> Part:
         "ports": [{"name": "metrics", "containerPort": 8080}],
         "resources": _resources(settings.cpus, settings.memory_bytes, settings.gpus),
     }
+    pod = _pod(container, settings.shm_bytes)
+    if settings.nvme_path is not None:
+        # A node's ephemeral storage, which its user may write to; a folder of the host is root's.
+        container["volumeMounts"].append({"name": "nvme", "mountPath": settings.nvme_path})
+        pod["volumes"].append({"name": "nvme", "emptyDir": {}})
     # Only the head's autoscaler speaks with Kubernetes.
     return {
         "automountServiceAccountToken": False,
         "tolerations": [_tolerated(GPU)] if settings.gpus else [],
-        **_pod(container, settings.shm_bytes),
+        **pod,
     }
 
 

@@ -142,7 +142,10 @@ def _cluster(settings: Settings, head: Machine, worker: Machine) -> Part:
                 f"--volume={settings.storage}:{settings.storage}",
             ],
             "head_run_options": [f"--shm-size={mebibytes(settings.head_shm_bytes)}m"],
-            "worker_run_options": [f"--shm-size={mebibytes(settings.shm_bytes)}m"],
+            "worker_run_options": [
+                f"--shm-size={mebibytes(settings.shm_bytes)}m",
+                *_disk_options(settings),
+            ],
             # Ray would give /dev/shm all the memory its objects do not need.
             "disable_shm_size_detection": True,
         },
@@ -172,6 +175,13 @@ def _cluster(settings: Settings, head: Machine, worker: Machine) -> Part:
     }
 
 
+def _disk_options(settings: Settings) -> list[str]:
+    if settings.nvme_path is None:
+        return []
+    # What passes to and from the disk is locked in memory.
+    return ["--ulimit=memlock=-1:-1", f"--volume={settings.nvme_path}:{settings.nvme_path}"]
+
+
 def _node_type(settings: Settings, machine: Machine, *, least: int) -> Part:
     resources = {"CPU": settings.cpus}
     if settings.gpus:
@@ -199,6 +209,15 @@ def _mount(settings: Settings) -> list[str]:
         f"mountpoint -q {settings.storage} || "
         f"sudo mount -t nfs4 -o nfsvers=4.1,hard {settings.nfs} {settings.storage}",
         f"test -w {settings.storage} || sudo chown ubuntu: {settings.storage}",
+        *(
+            # The image mounts the machines' own disks at /opt/dlami/nvme.
+            [
+                f"sudo mkdir -p {settings.nvme_path}",
+                f"test -w {settings.nvme_path} || sudo chown ubuntu: {settings.nvme_path}",
+            ]
+            if settings.nvme_path is not None
+            else []
+        ),
     ]
 
 

@@ -63,6 +63,8 @@ class Settings(BaseModel):
     """Absolute path, the same on every node."""
     nfs: str | None
     """Export that is mounted as the storage where machines are made."""
+    nvme_path: str | None
+    """Folder on each node's own disk for what is offloaded there; None: nothing is."""
     ray_version: str
     python_version: str
     shape_is_default: bool
@@ -178,6 +180,7 @@ def settings(config: RunConfig, command: Literal["train", "tune"]) -> Settings:
         image=config.cluster.image or f"distft:{__version__}-{'cuda' if gpus else 'cpu'}",
         storage=storage,
         nfs=config.cluster.nfs,
+        nvme_path=config.cluster.nvme_path if config.cluster.offload == "nvme" else None,
         ray_version=metadata.version("ray"),
         python_version=_oldest_python(),
         shape_is_default=config.cluster.shape is None,

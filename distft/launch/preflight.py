@@ -18,6 +18,7 @@ from distft.errors import ClusterError, DistftError, LostError
 from distft.machine import Machine
 from distft.plan import Plan
 from distft.stages import USABLE_SHARE
+from distft.train import swap
 
 if TYPE_CHECKING:
     from distft.config import RunConfig
@@ -28,7 +29,7 @@ NODE_S = 120
 """Longest wait for a node to answer; a busy one takes seconds to start a process."""
 LEAST_DISK_BYTES = 256 << 20
 """Below it Ray has no room even for its logs."""
-_RUN_DISK, _RAY_DISK = "run directory", "Ray's disk"
+_RUN_DISK, _RAY_DISK, _OFFLOAD_DISK = "run directory", "Ray's disk", "offload disk"
 _OPTIMIZER_TENSORS = {"adamw_torch": 2, "sgd": 1}
 """Per parameter, as large as its float32 weights."""
 
@@ -51,13 +52,14 @@ def look(cluster: ClusterConfig, run_dir: Path, *, say: Callable[[str], None]) -
     """
     nodes = [n for n in ray.nodes() if n["Alive"] and {"CPU", "GPU"} & set(n["Resources"])]
     if cluster.address is None:
-        found = [machine.look(nodes[0]["NodeManagerAddress"], _folders(nodes[0], run_dir))]
+        folders = _folders(nodes[0], run_dir, cluster)
+        found = [_look_here(nodes[0]["NodeManagerAddress"], folders)]
         kernels = {check.name for check in machine.kernel_checks(found[0])}
         for check in machine.checks(found[0]):
             if check.state != "ok" and check.name not in kernels:
                 say(f"{check.name}: {check.found}. {check.advice}")
     else:
-        found = _ask(nodes, run_dir)
+        found = _ask(nodes, run_dir, cluster)
         say(table(found))
         cards = {gpu.name for each in found for gpu in each.gpus}
         if len(cards) > 1:
@@ -85,6 +87,8 @@ def check(config: RunConfig, plan: Plan, run_dir: Path, nodes: Sequence[Machine]
         _check_cards(plan, nodes)
     elif plan.engine == "deepspeed":
         _check_kernels(nodes)
+    if plan.offload == "nvme":
+        _check_offload(config.cluster, plan, nodes)
     need = disk_bytes(config, plan)
     room = shutil.disk_usage(run_dir).free + _held_bytes(run_dir)
     if room < need:
@@ -101,6 +105,28 @@ def _check_kernels(nodes: Sequence[Machine]) -> None:
         for one in machine.kernel_checks(each):
             if one.state == "bad":
                 raise ClusterError(f"{_name(each)} has {one.name}: {one.found}.", one.advice)
+
+
+def _check_offload(cluster: ClusterConfig, plan: Plan, nodes: Sequence[Machine]) -> None:
+    for each in nodes:
+        disk, needed = each.disks.get(_OFFLOAD_DISK), plan.memory.disk_bytes
+        if disk is None or not disk.writable:
+            raise ClusterError(
+                f"{_name(each)} {'does not have' if disk is None else 'may not write to'} the "
+                f"folder {cluster.nvme_path}.",
+                "Set cluster.nvme_path to a folder on a fast disk of each node's own.",
+            )
+        if disk.free_bytes < needed:
+            raise ClusterError(
+                f"{_name(each)} has {size_text(disk.free_bytes)} free at {cluster.nvme_path}; "
+                f"what is offloaded there takes {size_text(needed)}.",
+                "Make room, add nodes, or set cluster.offload=cpu.",
+            )
+        kernel = machine.disk_kernel_check(each)
+        if kernel.state != "ok":
+            raise ClusterError(f"{_name(each)} has {kernel.name}: {kernel.found}.", kernel.advice)
+    if any(each.disk_kernel != "built" for each in nodes):
+        _check_kernels([each.model_copy(update={"prebuilt": False}) for each in nodes])
 
 
 def disk_bytes(config: RunConfig, plan: Plan) -> int:
@@ -129,25 +155,37 @@ def _held_bytes(run_dir: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _folders(node: Mapping[str, Any], run_dir: Path) -> dict[str, Path]:
+def _folders(node: Mapping[str, Any], run_dir: Path, cluster: ClusterConfig) -> dict[str, Path]:
     # Ray names no session folder of a node, but the socket of its object store lies in it.
     session = Path(node["ObjectStoreSocketName"]).parent.parent
-    return {_RUN_DISK: run_dir, _RAY_DISK: session}
+    folders = {_RUN_DISK: run_dir, _RAY_DISK: session}
+    if cluster.offload == "nvme" and cluster.nvme_path is not None:
+        folders[_OFFLOAD_DISK] = Path(cluster.nvme_path)
+    return folders
 
 
-def _ask(nodes: Sequence[Mapping[str, Any]], run_dir: Path) -> list[Machine]:
+def _look_here(address: str, folders: Mapping[str, Path], marker: Path | None = None) -> Machine:
+    if _OFFLOAD_DISK in folders:
+        # What a killed run left there is no room that is taken: the next one removes it.
+        swap.sweep(folders[_OFFLOAD_DISK])
+    return machine.look(address, folders, marker)
+
+
+def _ask(
+    nodes: Sequence[Mapping[str, Any]], run_dir: Path, cluster: ClusterConfig
+) -> list[Machine]:
     """Return what every node answers, in their order."""
     marker = run_dir / f".preflight-{uuid.uuid4().hex}"
     marker.touch()
     # Without a CPU of its own: a node whose CPUs are all taken answers too.
-    task = ray.remote(num_cpus=0, max_retries=0)(machine.look)
+    task = ray.remote(num_cpus=0, max_retries=0)(_look_here)
     asked = {}
     try:
         for node in nodes:
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             address = node["NodeManagerAddress"]
             answer = task.options(scheduling_strategy=pinned).remote(
-                address, _folders(node, run_dir), marker
+                address, _folders(node, run_dir, cluster), marker
             )
             asked[answer] = node
         _, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
@@ -212,12 +250,12 @@ def _refuse(each: Machine, run_dir: Path) -> None:
             f"No network interface of node {each.node} holds its Ray address.",
             "Start Ray with --node-ip-address set to an address of the node.",
         )
-    for where, disk in each.disks.items():
-        if disk.free_bytes < LEAST_DISK_BYTES:
+    for where, whose in ((_RUN_DISK, "the run directory"), (_RAY_DISK, "Ray")):
+        disk = each.disks.get(where)
+        if disk is not None and disk.free_bytes < LEAST_DISK_BYTES:
             raise ClusterError(
                 f"{_name(each)} has {size_text(disk.free_bytes)} free on the disk of "
-                f"{'the run directory' if where == _RUN_DISK else 'Ray'}; Ray and its logs need "
-                f"{size_text(LEAST_DISK_BYTES)}.",
+                f"{whose}; Ray and its logs need {size_text(LEAST_DISK_BYTES)}.",
                 "Make room, or start Ray there with --temp-dir on a larger disk.",
             )
 
@@ -278,7 +316,10 @@ def table(nodes: Sequence[Machine]) -> str:
     Returns:
         A head and a line for each node.
     """
-    rows = [_row(each) for each in nodes]
+    places = [_RUN_DISK, _RAY_DISK]
+    if any(_OFFLOAD_DISK in each.disks for each in nodes):
+        places.append(_OFFLOAD_DISK)
+    rows = [_row(each, places) for each in nodes]
     widths = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
     lines = [dict(zip(widths, widths, strict=True)), *rows]
     return "\n".join(
@@ -287,7 +328,7 @@ def table(nodes: Sequence[Machine]) -> str:
     )
 
 
-def _row(each: Machine) -> dict[str, str]:
+def _row(each: Machine, places: Sequence[str]) -> dict[str, str]:
     cards = {gpu.name: size_text(gpu.memory_bytes) for gpu in each.gpus}
     shown = [
         f"{sum(gpu.name == name for gpu in each.gpus)} x {name} ({memory})"
@@ -301,7 +342,7 @@ def _row(each: Machine) -> dict[str, str]:
         "graphics cards": ", ".join(shown) or "none",
         **{
             place: size_text(each.disks[place].free_bytes) if place in each.disks else "not seen"
-            for place in (_RUN_DISK, _RAY_DISK)
+            for place in places
         },
         "shared memory": size_text(each.shm_bytes) if each.shm_bytes else "none",
         "interface": each.interface or "none",

@@ -12,6 +12,8 @@ from distft.migrate.rules import Outcome, Theirs, decided, missing, wrong
 
 _PRESET = re.compile(r"(?:^|[_-])(?:z|zero|stage|zero[_-]?stage)[_-]?([0-3])(?=[_-]|$)")
 _OFFLOADED = ("offload_optimizer", "offload_param")
+_DISK = "/mnt/nvme"
+"""Where their file names no folder."""
 _DERIVED = "the rest of it is derived from the plan"
 
 
@@ -42,7 +44,8 @@ def rule(value: Any, theirs: Theirs) -> Outcome:
     preset = _PRESET.search(name.removeprefix("ds_"))
     if preset is None:
         return wrong("there is no such file here, and its name tells no ZeRO stage")
-    return _outcome(int(preset.group(1)), "offload" in name, "its name, since the file is not here")
+    offload = "cpu" if "offload" in name else None
+    return _outcome(int(preset.group(1)), offload, "its name, since the file is not here")
 
 
 def stage(theirs: Theirs) -> int | None:
@@ -57,21 +60,21 @@ def _of_settings(settings: Mapping[str, Any], source: str) -> Outcome:
     number = zero.get("stage", 0)
     if not isinstance(number, int) or not 0 <= number <= 3:
         return wrong(f"stage {number!r} of zero_optimization is none of 0 to 3")
-    devices = {
-        str(part.get("device", "none"))
-        for key in _OFFLOADED
-        if isinstance(part := zero.get(key), Mapping)
-    } - {"none"}
+    parts = [part for key in _OFFLOADED if isinstance(part := zero.get(key), Mapping)]
+    devices = {str(part.get("device", "none")) for part in parts} - {"none"}
     extra = []
-    if "nvme" in devices:
-        extra.append("there to NVMe")
     if isinstance(zero.get("offload_param"), Mapping):
         extra.append("only the optimizer states are offloaded here")
-    return _outcome(number, bool(devices) and number > 0, "; ".join([source, *extra]))
+    if "nvme" in devices and number == 3:
+        paths = [str(part["nvme_path"]) for part in parts if part.get("nvme_path")]
+        if not paths:
+            extra.append(f"it names no folder: {_DISK} is a guess")
+        said = "; ".join([source, *extra])
+        return _outcome(number, "nvme", said, nvme_path=paths[0] if paths else _DISK)
+    return _outcome(number, "cpu" if devices and number > 0 else None, "; ".join([source, *extra]))
 
 
-def _outcome(number: int, offload: bool, source: str) -> Outcome:
+def _outcome(number: int, offload: str | None, source: str, **more: str) -> Outcome:
     said = f"by {source}; {_DERIVED}"
-    if offload:
-        return decided(said, cluster__zero_stage=number, cluster__offload="cpu")
-    return decided(said, cluster__zero_stage=number)
+    sets = {"zero_stage": number, **({"offload": offload} if offload else {}), **more}
+    return decided(said, **{f"cluster__{key}": value for key, value in sets.items()})

@@ -31,11 +31,12 @@ def config() -> RunConfig:
 
 def planned(**changes: Any) -> Plan:
     """The keys of a plan that the look reads."""
-    memory = Memory.model_construct(peak_bytes=changes.pop("peak_bytes", GIB))
+    memory = Memory.model_construct(peak_bytes=changes.pop("peak_bytes", GIB), disk_bytes=GIB)
     keys: dict[str, Any] = {
         "world_size": 2,
         "engine": "deepspeed",
         "device": "cpu",
+        "offload": "none",
         "params": 1000,
         "trainable_params": 100,
         "total_steps": 100,
@@ -58,6 +59,7 @@ def node(**changes: Any) -> Machine:
         "compiler": "/usr/bin/g++",
         "ninja": "/usr/bin/ninja",
         "prebuilt": False,
+        "disk_kernel": "buildable",
         "versions": machine.versions(),
         "storage": "shared",
     }
@@ -147,6 +149,50 @@ def test_a_kernel_is_needed_only_where_it_is_used(config: RunConfig, tmp_path: P
     preflight.check(config, planned(), tmp_path, [bare.model_copy(update={"prebuilt": True})])
     with pytest.raises(ClusterError):
         preflight.check(config, planned(), tmp_path, [bare])
+
+
+def _free(gib: int, *, writable: bool = True) -> dict[str, Disk]:
+    disk = Disk(free_bytes=gib * GIB, total_bytes=100 * GIB, writable=writable)
+    return {"offload disk": disk}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ("does not have the folder /mnt/nvme", "cluster.nvme_path")),
+        ({"disks": _free(9, writable=False)}, ("may not write to the folder /mnt/nvme",)),
+        ({"disks": _free(0)}, ("0.0 KiB free at /mnt/nvme", "takes 1.00 GiB", "offload=cpu")),
+        ({"disks": _free(9), "disk_kernel": "no libaio"}, ("libaio: none", "libaio-dev")),
+        ({"disks": _free(9), "prebuilt": True, "ninja": None}, ("ninja", "pip install ninja")),
+    ],
+)
+def test_a_node_without_a_disk_for_what_is_offloaded_is_refused(
+    changes: dict[str, Any], words: tuple[str, ...], config: RunConfig, tmp_path: Path
+) -> None:
+    disk = {"offload": "nvme", "nvme_path": "/mnt/nvme"}
+    given = RunConfig.model_validate({**config.dump(), "cluster": disk})
+    plan = planned(offload="nvme")
+    preflight.check(given, plan, tmp_path, [node(disks=_free(2))])
+    built = node(disks=_free(2), prebuilt=True, disk_kernel="built", compiler=None, ninja=None)
+    preflight.check(given, plan, tmp_path, [built])
+    with pytest.raises(ClusterError) as caught:
+        preflight.check(given, plan, tmp_path, [node(disks=_free(2)), node(**changes)])
+    text = f"{caught.value} {caught.value.hint}"
+    assert [word for word in ("10.0.0.2", *words) if word not in text] == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_disk_for_what_is_offloaded_stands_in_the_table(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "distft-offload-remnant").mkdir(parents=True)
+    (disk / "distft-offload-remnant" / "lock").touch()
+    said: list[str] = []
+    cluster = ClusterConfig(address="auto", offload="nvme", nvme_path=str(disk))
+    (found,) = preflight.look(cluster, tmp_path, say=said.append)
+    assert "offload disk" in said[0].splitlines()[0]
+    assert found.disks["offload disk"].writable
+    assert list(disk.iterdir()) == [], "a killed run's remnant is room"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ BASE = {
         "num_workers": 2,
         "storage": "/mnt/shared",
         "nfs": "files.example.org:/x",
+        "offload": "nvme",
+        "nvme_path": "/mnt/nvme",
         "shape": {"nodes": 2, "cpus": 8, "memory": "16GiB"},
     },
 }
@@ -126,6 +128,16 @@ SEEN: Mapping[str, tuple[Any, Mapping[str, Sequence[str]]]] = {
             "ray": ["--volume=/data/all:/data/all", "mkdir -p /data/all", "/data/all/runs"],
             "compose": ["storage:/data/all\n", "output_dir: /data/all/runs"],
             "dockerfile": ["--group=distft /data/all\n"],
+        },
+    ),
+    "cluster__nvme_path": (
+        "/opt/fast",
+        {
+            "kuberay job": ["mountPath: /opt/fast\n", "nvme_path: /opt/fast"],
+            "kuberay cluster": ["mountPath: /opt/fast\n"],
+            "slurm": ["nvme_path: /opt/fast"],
+            "ray": ["--volume=/opt/fast:/opt/fast", "mkdir -p /opt/fast", '"/opt/fast"'],
+            "compose": ["nvme_path: /opt/fast"],
         },
     ),
     "train__max_steps": (

@@ -231,6 +231,15 @@ def test_deepspeed_is_read_from_the_file_or_told_by_its_name(folder: Path) -> No
     assert outcome(made, "deepspeed")[1] == {"cluster.zero_stage": 2, "cluster.offload": "cpu"}
     made = of({**LLAMAFACTORY, "deepspeed": settings_}, folder)
     assert outcome(made, "deepspeed")[1] == {"cluster.zero_stage": 2, "cluster.offload": "cpu"}
+    disk: dict[str, Any] = {"device": "nvme", "nvme_path": "/local"}
+    settings_ = {"zero_optimization": {"stage": 3, "offload_optimizer": disk}}
+    made = of({**LLAMAFACTORY, "deepspeed": settings_}, folder)
+    wanted = {"zero_stage": 3, "offload": "nvme", "nvme_path": "/local"}
+    assert outcome(made, "deepspeed")[1] == {f"cluster.{k}": v for k, v in wanted.items()}
+    del disk["nvme_path"]
+    made = of({**LLAMAFACTORY, "deepspeed": settings_}, folder)
+    assert made.config["cluster"]["nvme_path"] == "/mnt/nvme"
+    assert "/mnt/nvme is a guess" in str(made)
 
 
 @pytest.mark.parametrize(

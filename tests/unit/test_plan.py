@@ -213,6 +213,28 @@ def test_offload_needs_a_stage(plan: Any) -> None:
     assert "2 nodes like these would hold it" in caught.value.hint
 
 
+def test_a_disk_takes_the_states_of_zero_3(plan: Any) -> None:
+    disk = {"cluster.offload": "nvme", "cluster.nvme_path": "/mnt/nvme"}
+    with pytest.raises(PlanError, match="needs ZeRO 3; zero_stage is 2") as caught:
+        plan({**disk, "cluster.zero_stage": 2})
+    assert "cluster.zero_stage=3" in caught.value.hint
+    with pytest.raises(PlanError, match="does not go with method qlora") as caught:
+        plan({**disk, "method": "qlora"})
+    assert "cluster.offload=cpu" in caught.value.hint
+    made = plan({**disk, "cluster.num_workers": 2})
+    assert (made.zero_stage, made.engine, made.offload) == (3, "deepspeed", "nvme")
+    # On a CPU the states leave main memory, but for weights and gradients.
+    assert (made.memory.optimizer_bytes, made.memory.gradients_bytes) == (0, 4 * PARAMS // 2)
+    assert made.memory.disk_bytes == 16 * PARAMS
+    card = plan(disk, gpus=1, gpu_memory_bytes=8 * GIB).memory
+    assert (card.optimizer_bytes, card.gradients_bytes) == (0, 0)
+    assert (card.step_bytes, card.disk_bytes) == (4 * PARAMS, 16 * PARAMS)
+    # Gradients as they come, and four buffers as large as the only group.
+    assert card.host_bytes == 4 * PARAMS + 4 * 4 * PARAMS
+    plain = plan({**disk, "train.optim": "sgd"}).memory
+    assert plain.disk_bytes == 12 * PARAMS
+
+
 @pytest.mark.parametrize(
     ("world", "stage", "engine"),
     [(1, 0, "torch"), (1, 1, "deepspeed"), (2, 0, "deepspeed")],

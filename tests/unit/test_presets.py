@@ -42,12 +42,14 @@ def test_a_preset_plans_as_it_is_named(name: str) -> None:
     assert shape.nodes == (int(nodes[1]) if "node" in where else 1)
     assert made.world_size == shape.nodes * shape.gpus
     assert made.zero_stage == (3 if method == "full" else 0)
-    assert made.offload == ("cpu" if name.endswith("offload") else "none")
+    ending = name.rpartition("-")[2]
+    assert made.offload == {"offload": "cpu", "nvme": "nvme"}.get(ending, "none")
     assert made.memory.peak_bytes <= made.memory.available_bytes
     assert made.memory.host_bytes <= made.memory.host_available_bytes
     page = made.render()
     assert "of activations" in page
-    assert ("main memory" in page) == (made.offload == "cpu")
+    assert ("main memory" in page) == (made.offload != "none")
+    assert ("disk at cluster.nvme_path" in page) == (made.offload == "nvme")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,7 @@ def test_states_on_64_gpus_are_those_of_the_zero_paper() -> None:
         # The weights alone: gradients and optimizer are in main memory.
         ("full-32b-1node-offload", 32.76e9 * 2 / 8),
         ("full-70b-1node-offload", 70.55e9 * 2 / 8),
+        ("full-70b-1node-nvme", 70.55e9 * 2 / 8),
         # Embeddings and output layer in bfloat16, the rest in 4 bits with scales of 0.127 bits a
         # weight (Dettmers et al. 2023, arXiv 2305.14314, section 3), and the adapter: rank 16
         # beside each linear layer of 80 blocks, 16 bytes a parameter.
@@ -110,6 +113,18 @@ def test_offloaded_states_are_as_by_hand() -> None:
     assert planned("full-70b-1node-offload").memory.host_bytes == pytest.approx(18 * 70.55e9, 0.01)
     two = planned("full-70b-2nodes-offload").memory.host_bytes
     assert two == pytest.approx(18 * 70.55e9 / 2, 0.01)
+
+
+def test_states_on_disks_are_as_by_hand() -> None:
+    """On the disk 16 bytes a parameter, as in ZeRO-Infinity (arXiv 2104.07857, section 3, 20 bytes
+    with weights and gradients in 16 bits). In main memory gradients in bfloat16, and of each of 8
+    workers 4 buffers of 250 million float32 numbers and the largest weight's part. On a card, in
+    the optimizer's step, its part of the gradients in float32."""
+    memory = planned("full-70b-1node-nvme").memory
+    assert memory.disk_bytes == pytest.approx(16 * 70.55e9, rel=0.001)
+    buffers = 8 * 4 * 4 * (250e6 + 128256 * 8192 / 8)
+    assert memory.host_bytes == pytest.approx(2 * 70.55e9 + buffers, rel=0.001)
+    assert memory.step_bytes == pytest.approx(4 * 70.55e9 / 8, rel=0.001)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +199,14 @@ def _row(name: str) -> str:
         f"`{name}`",
         f"{made.params / 1e9:.2f}B",
         str(made.world_size),
-        f"{made.zero_stage}{', CPU' if made.offload == 'cpu' else ''}",
+        f"{made.zero_stage}{', ' + made.offload if made.offload != 'none' else ''}",
         f"{made.micro_batch_tokens:,}",
         _gib(memory.total_bytes),
         _gib(memory.activations_bytes),
         _gib(memory.peak_bytes),
         _gib(memory.available_bytes),
         _gib(memory.host_bytes) if memory.host_bytes else "-",
+        _gib(memory.disk_bytes) if memory.disk_bytes else "-",
     ]
     return f"| {' | '.join(cells)} |"
 
