@@ -62,7 +62,8 @@ def fit(
             with tempfile.TemporaryDirectory(prefix="distft-ray-") as storage:
                 _trainer(order, cluster, gate, storage).fit()
             return
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, RayActorError) as error:
+            # The latter: Ray Train's controller itself died, which takes its workers along.
             cause = _cause(error)
             if isinstance(cause, DistftError):
                 raise cause from None

@@ -177,14 +177,18 @@ def test_killed_at_random_steps_and_continued_by_other_numbers_of_workers(
 
 
 @pytest.mark.slow
-def test_a_dead_worker_is_replaced(finished: Any, lines: Lines, samples: Samples) -> None:
+@pytest.mark.parametrize(("actor", "number"), [("RayTrainWorker", 2), ("TrainController", 1)])
+def test_a_dead_process_of_a_run_is_replaced(
+    finished: Any, lines: Lines, samples: Samples, actor: str, number: int
+) -> None:
     folder = finished.folder
-    command, run_dir = run_of(folder, "worker"), folder.run("worker")
+    name = actor.lower()
+    command, run_dir = run_of(folder, name), folder.run(name)
     with folder.start(*command) as process:
         wait_for_step(process, run_dir, 5, lines)
-        workers = [p for p in tree(process) if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert len(workers) == 2
-        workers[0].kill()
+        actors = [p for p in tree(process) if actor in " ".join(p.cmdline())]
+        assert len(actors) == number
+        actors[0].kill()
         stdout, stderr = process.communicate(timeout=400)
     assert process.returncode == 0, stderr
     assert stdout == ""
