@@ -203,7 +203,9 @@ def _stage(
         best = asked
     elif fitting:
         reasons["cluster.zero_stage"] = (
-            f"{fitting[0]} is the lowest stage that fits {workers.world} worker(s)"
+            "3 is the only stage whose states can lie on a disk"
+            if config.cluster.offload == "nvme"
+            else f"{fitting[0]} is the lowest stage that fits {workers.world} worker(s)"
         )
         return fitting[0]
     else:

@@ -17,14 +17,13 @@ from torch import nn
 
 
 class Partitions:
-    """The flat groups of one rank."""
+    """The flat groups of one rank.
+
+    Args:
+        zero: DeepSpeed's stage 3 optimizer.
+    """
 
     def __init__(self, zero: Any) -> None:
-        """Look at them.
-
-        Args:
-            zero: DeepSpeed's stage 3 optimizer.
-        """
         self._zero = zero
 
     def groups(

@@ -18,17 +18,16 @@ _LOCK = "lock"
 
 
 class SwapFolder:
-    """A process's own folder below a root."""
+    """A process's own folder below a root; making it removes what processes that are gone left.
+
+    Args:
+        root: On the node's own disk.
+
+    Raises:
+        OSError: It is not there, or cannot be written.
+    """
 
     def __init__(self, root: Path) -> None:
-        """Make it, and remove what processes that are gone left there.
-
-        Args:
-            root: On the node's own disk; must exist.
-
-        Raises:
-            OSError: It cannot be written.
-        """
         sweep(root)
         # Named only once the lock is held, or another process's sweep would take it for a remnant.
         made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))

@@ -206,6 +206,7 @@ def test_any_shards_and_any_stop_give_the_unbroken_stream(
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_two_train_workers_that_hold_every_cpu_stream_every_id_once(
     shards: Path, tmp_path: Path
 ) -> None:

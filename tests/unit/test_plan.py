@@ -223,6 +223,7 @@ def test_a_disk_takes_the_states_of_zero_3(plan: Any) -> None:
     assert "cluster.offload=cpu" in caught.value.hint
     made = plan({**disk, "cluster.num_workers": 2})
     assert (made.zero_stage, made.engine, made.offload) == (3, "deepspeed", "nvme")
+    assert "the only stage" in made.reasons["cluster.zero_stage"]
     # On a CPU the states leave main memory, but for weights and gradients.
     assert (made.memory.optimizer_bytes, made.memory.gradients_bytes) == (0, 4 * PARAMS // 2)
     assert made.memory.disk_bytes == 16 * PARAMS
