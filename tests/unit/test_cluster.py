@@ -14,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from distft import api, config_file
 from tests import manifests
 
 FOLDER = Path(__file__).parents[2] / "cluster"
@@ -48,6 +49,21 @@ def test_nothing_else_lies_there() -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert found - {"ray-token"} == BY_HAND | set(FILES)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_what_the_settings_start_is_enough_for_their_run(kind: str) -> None:
+    raw = yaml.safe_load((FOLDER / f"settings-{kind}.yaml").read_text(encoding="utf-8"))
+    if kind == "gpu":
+        # Its model and data are elsewhere: the same model's sizes, and rows like its preset's.
+        preset = yaml.safe_load((FOLDER.parent / "configs" / "full-8b-1node.yaml").read_text())
+        raw["model"]["shape"] = preset["model"]["shape"]
+        raw["data"]["assumed"] = preset["data"]["assumed"]
+    made = api.plan(config_file.parse(raw))
+    assert made.world_size == raw["cluster"]["num_workers"]
+    assert made.zero_stage == raw["cluster"]["zero_stage"]
+    assert made.memory.peak_bytes <= made.memory.available_bytes
+    assert made.device == ("cuda" if kind == "gpu" else "cpu")
 
 
 @pytest.mark.parametrize("name", KUBERNETES)
