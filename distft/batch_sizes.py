@@ -11,12 +11,17 @@ DEFAULT_GLOBAL_BATCH = 16
 LARGEST_DEFAULT_MICRO_BATCH = 8
 
 
-def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tuple[int, int, int]:
+def batch_sizes(
+    config: RunConfig,
+    reasons: dict[str, str] | None = None,
+    largest: int = LARGEST_DEFAULT_MICRO_BATCH,
+) -> tuple[int, int, int]:
     """Return how an optimizer step is made up.
 
     Args:
         config: The configuration.
         reasons: Gets a reason for each derived value.
+        largest: Samples of a micro-batch at most, where that number is free.
 
     Returns:
         (samples of a step over all workers, samples of a micro-batch, micro-batches per worker).
@@ -44,10 +49,12 @@ def batch_sizes(config: RunConfig, reasons: dict[str, str] | None = None) -> tup
     if micro is None:
         micro = math.ceil(whole / (world * (accumulation or 1)))
         if accumulation is None:
-            micro = min(micro, LARGEST_DEFAULT_MICRO_BATCH)
+            micro = min(micro, largest)
         reasons["train.per_device_train_batch_size"] = (
             f"{micro} is what {whole} samples over {world} worker(s) need, at most "
             f"{LARGEST_DEFAULT_MICRO_BATCH} by default"
+            if largest == LARGEST_DEFAULT_MICRO_BATCH
+            else f"{micro} is what fits"
         )
     if accumulation is None:
         accumulation = math.ceil(whole / (micro * world))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, Field
 
 from distft import compat, plugin
-from distft.batch_sizes import batch_sizes
+from distft.batch_sizes import LARGEST_DEFAULT_MICRO_BATCH, batch_sizes
 from distft.capacity import Capacity
 from distft.config import RunConfig
 from distft.data.mix import Mix, MixedSet, mixed_sets
 from distft.errors import ConfigError, PlanError
 from distft.stages import Memory, Workers, choose_stage
-from distft.states import count
+from distft.states import Counts, count
 
 if TYPE_CHECKING:
     from distft.data.stats import DataStats
@@ -122,17 +122,10 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
     )
     per_node = _workers_per_node(config, capacity, device)
     counts = count(config, stats.labels)
-    global_batch, micro, accumulation = batch_sizes(config, reasons)
-    passing = None
-    if device == "cuda":
-        from distft.activations import activation_bytes
-
-        passing = activation_bytes(config, stats.labels, micro, stats.max_tokens)
-        if passing is None:
-            notes.append("activations are not counted: this model's code needs values")
-    stage, memory = choose_stage(
-        config, counts, capacity, Workers(world, per_node, device, micro, passing), reasons
-    )
+    sizes, stage, memory = _cut(config, stats, capacity, counts, (per_node, device), reasons)
+    global_batch, micro, accumulation = sizes
+    if device == "cuda" and memory.activations_bytes is None:
+        notes.append("activations are not counted: this model's code needs values")
     train = config.train
     sets = Mix((stats.rows["train"], *stats.mixed_rows), config.data.mix_shares)
     steps_per_epoch = sets.steps_per_epoch(global_batch)
@@ -174,6 +167,37 @@ def make_plan(config: RunConfig, stats: DataStats, capacity: Capacity) -> Plan:
         reasons=reasons,
         notes=notes,
     )
+
+
+def _cut(
+    config: RunConfig,
+    stats: DataStats,
+    capacity: Capacity,
+    counts: Counts,
+    placed: tuple[int, Literal["cpu", "cuda"]],
+    reasons: dict[str, str],
+) -> tuple[tuple[int, int, int], int, Memory]:
+    """Return how a step is made up, its ZeRO stage and its memory.
+
+    A micro-batch whose size is free is halved until it fits.
+    """
+    train, largest = config.train, LARGEST_DEFAULT_MICRO_BATCH
+    per_node, device = placed
+    while True:
+        sizes, activations = batch_sizes(config, reasons, largest), None
+        if device == "cuda":
+            from distft.activations import activation_bytes
+
+            activations = activation_bytes(config, stats.labels, sizes[1], stats.max_tokens)
+        world = config.cluster.num_workers
+        workers = Workers(world, per_node, device, sizes[1], activations)
+        try:
+            return sizes, *choose_stage(config, counts, capacity, workers, reasons)
+        except PlanError:
+            set_by_hand = (train.per_device_train_batch_size, train.gradient_accumulation_steps)
+            if activations is None or set_by_hand != (None, None) or sizes[1] == 1:
+                raise
+            largest = sizes[1] // 2
 
 
 def _length(

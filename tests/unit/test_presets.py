@@ -188,6 +188,20 @@ def test_what_does_not_fit_names_a_micro_batch_and_workers_that_do() -> None:
         planned("full-70b-1node-offload", "cluster.shape.memory=1TiB")
 
 
+def test_a_micro_batch_that_is_free_is_the_largest_that_fits() -> None:
+    free = planned("full-8b-1node", "train.per_device_train_batch_size=null")
+    assert free.per_device_train_batch_size == 4
+    assert free.reasons["train.per_device_train_batch_size"] == "4 is what fits"
+    assert free.memory.peak_bytes <= free.memory.available_bytes
+    assert free.gradient_accumulation_steps == free.global_batch_size // (4 * free.world_size)
+    with pytest.raises(PlanError):
+        planned("full-8b-1node", "train.per_device_train_batch_size=8")
+    with pytest.raises(PlanError, match="on top of them"):
+        planned(
+            "full-8b-1node", "cluster.shape.gpu_memory=24GiB", "train.gradient_checkpointing=no"
+        )
+
+
 def _gib(size: Any) -> str:
     return f"{size / GIB:.1f}"
 
