@@ -136,7 +136,7 @@ def test_a_saved_adapter_says_the_same_in_a_fresh_process(
     ids = torch.arange(5, 14)[None]
     said = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     there = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    torch.testing.assert_close(there, said, atol=1e-6, rtol=0)
+    torch.testing.assert_close(there, said, atol=1e-5, rtol=0)
 
 
 def test_an_unknown_architecture_is_refused() -> None:
